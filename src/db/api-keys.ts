@@ -1,0 +1,94 @@
+import { type Compilable, sql } from 'kysely'
+import { type ServiceEvent, withAudit } from './audit.js'
+import type { Db, Tx } from './database.js'
+import type { Role, User } from './users.js'
+
+export const SCOPES = [
+  'auth:verify',
+  'sessions:validate',
+  'act:on-behalf',
+  'users:read',
+  'users:write',
+  'config:read',
+  'config:write',
+  'config:reveal',
+  'audit:write',
+  'audit:read',
+  'reports:read',
+] as const
+export type Scope = (typeof SCOPES)[number]
+
+export interface KeyHolder {
+  key_id: number
+  key_name: string
+  scopes: Scope[]
+  due: boolean
+  user_id: User['id']
+  role: Role
+}
+
+/** The key check: one indexed look-up, unexpired keys of active users only. For asApp. */
+export function keyByHash(db: Db, keyHash: string): Compilable<KeyHolder> {
+  return db
+    .selectFrom('auth_api_keys as k')
+    .innerJoin('auth_users as u', 'u.id', 'k.user_id')
+    .select([
+      'k.id as key_id',
+      'k.name as key_name',
+      'k.scopes',
+      sql<boolean>`k.last_used_at is null or k.last_used_at < now() - interval '60 seconds'`.as('due'),
+      'u.id as user_id',
+      'u.role',
+    ])
+    .where('k.key_hash', '=', keyHash)
+    .where('u.is_active', '=', true)
+    .where((eb) => eb.or([eb('k.expires_at', 'is', null), eb('k.expires_at', '>', sql<string>`now()`)]))
+    .$narrowType<{ role: Role; scopes: Scope[] }>()
+}
+
+/** Remembers the use, at most once a minute. For asApp. */
+export function touchKey(db: Db, keyId: number): Compilable<unknown> {
+  return db
+    .updateTable('auth_api_keys')
+    .set({ last_used_at: sql`now()` })
+    .where('id', '=', keyId)
+}
+
+export interface NewKey {
+  userId: number
+  name: string
+  prefix: string
+  keyHash: string
+  scopes: readonly Scope[]
+}
+
+export function createKey(db: Db | Tx, key: NewKey, event: ServiceEvent): Compilable<{ id: number }> {
+  const change = db.with('change', (qc) =>
+    qc
+      .insertInto('auth_api_keys')
+      .values({
+        user_id: key.userId,
+        name: key.name,
+        prefix: key.prefix,
+        key_hash: key.keyHash,
+        scopes: [...key.scopes],
+      })
+      .returning('id'),
+  )
+  return withAudit(change, event).selectFrom('change').select('change.id')
+}
+
+/** All keys of a user by id, name and prefix; the hashes stay with gary_app. */
+export function keysOfUser(
+  db: Db | Tx,
+  userId: number,
+): Compilable<{ id: number; name: string; prefix: string }> {
+  return db.selectFrom('auth_api_keys').select(['id', 'name', 'prefix']).where('user_id', '=', userId)
+}
+
+export function deleteKey(db: Db | Tx, keyId: number, event: ServiceEvent): Compilable<{ id: number }> {
+  const change = db.with('change', (qc) =>
+    qc.deleteFrom('auth_api_keys').where('id', '=', keyId).returning('id'),
+  )
+  return withAudit(change, event).selectFrom('change').select('change.id')
+}

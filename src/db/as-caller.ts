@@ -1,0 +1,90 @@
+import type { Compilable, CompiledQuery } from 'kysely'
+import type { Db, IdentifiedQuery } from './database.js'
+import type { Statement } from './flight.js'
+
+/** Who is recorded as having done something. */
+export interface Actor {
+  type: 'user' | 'api_key' | 'system'
+  /** Id of the user or key; null for the system. */
+  id: number | null
+  name: string
+}
+
+/**
+ * Who asks. The database's policies read it (prisma/migrations/*_server_*): `databaseRole` decides the
+ * grants, `userId` and `role` what is one's own, `scopes` what a key may do ('*' for a session).
+ */
+export interface Caller {
+  databaseRole: 'gary_caller' | 'gary_jobs' | 'gary_analyst'
+  userId: number | null
+  role: string
+  scopes: readonly string[] | '*'
+  sessionId: number | null
+  keyId: number | null
+  actor: Actor
+  onBehalfOf: number | null
+}
+
+/** The service itself: first owner, service user, its own events. Never made from a request. */
+export const SYSTEM: Caller = {
+  databaseRole: 'gary_caller',
+  userId: null,
+  role: 'system',
+  scopes: '*',
+  sessionId: null,
+  keyId: null,
+  actor: { type: 'system', id: null, name: 'system' },
+  onBehalfOf: null,
+}
+
+/** Who does the work that nobody asks for: sealing, pruning, partitions. */
+export const JOBS: Caller = { ...SYSTEM, databaseRole: 'gary_jobs', role: 'jobs' }
+
+/**
+ * One statement under its caller's identity: both travel together and the statement does not run when
+ * the identity fails. Rejects with an AppError that keeps the database's own as `cause`.
+ */
+export async function asCaller<R>(db: Db, caller: Caller, query: Compilable<R>): Promise<R[]> {
+  const identified: IdentifiedQuery<R> = { ...query.compile(), caller }
+  const { rows } = await db.executeQuery<R>(identified)
+  return rows
+}
+
+/** One statement as gary_app: before it is known who asks (credentials, sessions by hash, throttle). */
+export async function asApp<R>(db: Db, query: Compilable<R>): Promise<R[]> {
+  const { rows } = await db.executeQuery(query)
+  return rows
+}
+
+/** As policies and audit rows spell it: `user:7`, `api_key:3`, `system`. */
+export function actorText(actor: Actor): string {
+  return actor.id === null ? actor.type : `${actor.type}:${actor.id}`
+}
+
+const IDENTITY =
+  "select set_config('role', $1, true), set_config('app.user_id', $2, true), set_config('app.role', $3, true), " +
+  "set_config('app.scopes', $4, true), set_config('app.session_id', $5, true), set_config('app.key_id', $6, true), " +
+  "set_config('app.actor', $7, true), set_config('app.on_behalf_of', $8, true)"
+
+/** The statement that makes a connection its caller's, until the transaction ends. */
+export function identityStatement(caller: Caller): Statement {
+  return {
+    text: IDENTITY,
+    name: 'identity',
+    values: [
+      caller.databaseRole,
+      caller.userId ?? '',
+      caller.role,
+      caller.scopes === '*' ? '*' : caller.scopes.join(' '),
+      caller.sessionId ?? '',
+      caller.keyId ?? '',
+      actorText(caller.actor),
+      caller.onBehalfOf ?? '',
+    ],
+  }
+}
+
+/** No statement of its own: gives a transaction its caller, to travel with the first statement. */
+export function identityOnly(caller: Caller, empty: CompiledQuery): IdentifiedQuery {
+  return { ...empty, caller }
+}

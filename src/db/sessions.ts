@@ -1,0 +1,169 @@
+import { type Compilable, sql } from 'kysely'
+import { type ServiceEvent, withAudit } from './audit.js'
+import type { Db } from './database.js'
+import type { Role, User } from './users.js'
+
+/** A live session with its user, as one look-up finds them. */
+export interface SessionUser {
+  session_id: number
+  session_created_at: string
+  expires_at: string
+  last_activity: string
+  idle_expires_at: string
+  authenticated_at: string
+  ip_address: string | null
+  user_agent: string | null
+  /** last_activity is older than a minute and is to be written again. */
+  due: boolean
+  id: number
+  username: string
+  role: Role
+  is_active: boolean
+  must_change_password: boolean
+  created_at: string
+  updated_at: string
+  last_login: string | null
+  password_changed_at: string
+  version: number
+}
+
+/**
+ * The session check: one indexed look-up, both limits by the database's clock, active users only.
+ * For asApp.
+ */
+export function sessionByTokenHash(db: Db, tokenHash: string, idleSeconds: number): Compilable<SessionUser> {
+  const idle = sql`cast(${`${idleSeconds} seconds`} as interval)`
+  return db
+    .selectFrom('auth_sessions as s')
+    .innerJoin('auth_users as u', 'u.id', 's.user_id')
+    .select([
+      's.id as session_id',
+      's.created_at as session_created_at',
+      's.expires_at',
+      's.last_activity',
+      sql<string>`s.last_activity + ${idle}`.as('idle_expires_at'),
+      's.authenticated_at',
+      's.ip_address',
+      's.user_agent',
+      sql<boolean>`s.last_activity < now() - interval '60 seconds'`.as('due'),
+      'u.id',
+      'u.username',
+      'u.role',
+      'u.is_active',
+      'u.must_change_password',
+      'u.created_at',
+      'u.updated_at',
+      'u.last_login',
+      'u.password_changed_at',
+      'u.version',
+    ])
+    .where('s.session_token', '=', tokenHash)
+    .where('s.expires_at', '>', sql<string>`now()`)
+    .where('s.last_activity', '>', sql<string>`now() - ${idle}`)
+    .where('u.is_active', '=', true)
+    .$narrowType<{ role: Role }>()
+}
+
+/** Counts as activity; at most once a minute, also when several requests find it due. For asApp. */
+export function touchSession(db: Db, sessionId: number): Compilable<unknown> {
+  return db
+    .updateTable('auth_sessions')
+    .set({ last_activity: sql`now()` })
+    .where('id', '=', sessionId)
+    .where('last_activity', '<', sql<string>`now() - interval '60 seconds'`)
+}
+
+export interface NewSession {
+  userId: number
+  tokenHash: string
+  ttlSeconds: number
+  ipAddress: string | null
+  userAgent: string | null
+}
+
+export type CreatedSession = Pick<
+  SessionUser,
+  'session_id' | 'session_created_at' | 'expires_at' | 'last_activity' | 'ip_address' | 'user_agent'
+> & { last_login: string }
+
+/** A sign-in: session, login time and audit row in one statement; no row when the user is inactive by now. */
+export function createSession(db: Db, session: NewSession, event: ServiceEvent): Compilable<CreatedSession> {
+  const change = db
+    .with('change', (qc) =>
+      qc
+        .insertInto('auth_sessions')
+        .columns(['session_token', 'user_id', 'expires_at', 'ip_address', 'user_agent'])
+        .expression((eb) =>
+          eb
+            .selectFrom('auth_users')
+            .select([
+              sql<string>`cast(${session.tokenHash} as text)`.as('session_token'),
+              'auth_users.id as user_id',
+              sql<string>`now() + cast(${`${session.ttlSeconds} seconds`} as interval)`.as('expires_at'),
+              sql<string>`cast(${session.ipAddress} as inet)`.as('ip_address'),
+              sql<string>`cast(${session.userAgent} as text)`.as('user_agent'),
+            ])
+            .where('id', '=', session.userId)
+            .where('is_active', '=', true),
+        )
+        .returning([
+          'id as session_id',
+          'user_id',
+          'created_at as session_created_at',
+          'expires_at',
+          'last_activity',
+          'ip_address',
+          'user_agent',
+        ]),
+    )
+    .with('login', (qc) =>
+      qc
+        .updateTable('auth_users')
+        .set({ last_login: sql`now()`, failed_login_attempts: 0, locked_until: null })
+        .where('id', 'in', (eb) => eb.selectFrom('change').select('change.user_id'))
+        .returning(['id', 'last_login']),
+    )
+  return withAudit(change, event)
+    .selectFrom('change')
+    .innerJoin('login', 'login.id', 'change.user_id')
+    .select([
+      'session_id',
+      'session_created_at',
+      'expires_at',
+      'last_activity',
+      'ip_address',
+      'user_agent',
+      sql<string>`login.last_login`.as('last_login'),
+    ]) as unknown as Compilable<CreatedSession>
+}
+
+/** Ends one session with its audit row; no row when it is gone or not the caller's. */
+export function endSession(
+  db: Db,
+  sessionId: number,
+  userId: number,
+  event: ServiceEvent,
+): Compilable<{ id: number }> {
+  const change = db.with('change', (qc) =>
+    qc.deleteFrom('auth_sessions').where('id', '=', sessionId).where('user_id', '=', userId).returning('id'),
+  )
+  return withAudit(change, event).selectFrom('change').select('change.id')
+}
+
+/** The session and user parts of a look-up, as the API shows them. */
+export function userOf(row: SessionUser): User {
+  const { id, username, role, is_active, must_change_password } = row
+  const { created_at, updated_at, last_login, password_changed_at, version } = row
+  return {
+    id,
+    username,
+    role,
+    is_active,
+    must_change_password,
+    created_at,
+    updated_at,
+    last_login,
+    password_changed_at,
+    version,
+  }
+}

@@ -1,0 +1,48 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { CompiledQuery } from 'kysely'
+import { type Caller, identityOnly } from './as-caller.js'
+import type { Db, Tx } from './database.js'
+import { classify } from './pg-errors.js'
+
+/** Serialization failures and deadlocks are the database's request to try again: so often at most. */
+const MAX_ATTEMPTS = 3
+
+/**
+ * Several statements under one caller's identity, all or nothing. BEGIN and identity travel with the
+ * first statement; the first error is the one thrown. `work` may run up to three times (40001, 40P01),
+ * so nothing outside the database belongs in it. After COMMIT was sent without an answer it rejects
+ * with `outcome_unknown`.
+ */
+export async function inTransaction<T>(db: Db, caller: Caller, work: (tx: Tx) => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await db.transaction().execute(async (tx) => {
+        await tx.executeQuery(identityOnly(caller, CompiledQuery.raw('')))
+        return await work(tx)
+      })
+    } catch (error) {
+      if (classify(error) !== 'serialization' || attempt === MAX_ATTEMPTS) throw error
+      await sleep(Math.random() * 50 * attempt)
+    }
+  }
+}
+
+/**
+ * The rows of one query, in batches, inside a read-only transaction under the caller's identity; the
+ * connection is held until the last row was taken or the iteration ends.
+ */
+export async function* streamAsCaller<R>(
+  db: Db,
+  caller: Caller,
+  query: CompiledQuery<R>,
+  batchSize = 500,
+): AsyncGenerator<R[]> {
+  const tx = await db.startTransaction().setAccessMode('read only').execute()
+  try {
+    await tx.executeQuery(identityOnly(caller, CompiledQuery.raw('')))
+    for await (const { rows } of tx.getExecutor().stream(query, batchSize)) yield rows
+  } finally {
+    // Nothing was changed, and a reader may leave before the end.
+    await tx.rollback().execute()
+  }
+}

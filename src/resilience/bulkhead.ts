@@ -1,0 +1,96 @@
+import { AppError } from '../errors.js'
+
+export interface BulkheadOptions {
+  maxConcurrent: number
+  /** Callers that may wait for a permit; 0 refuses whatever cannot start at once. */
+  maxQueued: number
+  /** How long one may wait; without it a place in the queue is kept until its turn. */
+  maxWaitMs?: number
+}
+
+export interface Bulkhead {
+  /**
+   * Runs the task when a permit is free, first come first served, and settles as the task does.
+   * Rejects with `too_many_requests` (Retry-After 1) at once when the queue is full, or when maxWaitMs ran out;
+   * the task was then never called.
+   */
+  run<T>(task: () => Promise<T>): Promise<T>
+  readonly active: number
+  readonly queued: number
+}
+
+interface Waiter {
+  start: () => void
+}
+
+/**
+ * At most maxConcurrent tasks at once and at most maxQueued waiting (Nygard, Release It!, "Bulkheads").
+ * Throws RangeError for bounds that would never let a task through.
+ */
+export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs }: BulkheadOptions): Bulkhead {
+  if (!Number.isSafeInteger(maxConcurrent) || maxConcurrent < 1) {
+    throw new RangeError('maxConcurrent must be an integer of at least 1')
+  }
+  if (!Number.isSafeInteger(maxQueued) || maxQueued < 0) {
+    throw new RangeError('maxQueued must be an integer of at least 0')
+  }
+  let active = 0
+  const waiting = new Set<Waiter>()
+
+  function permit(): Promise<void> | undefined {
+    if (active < maxConcurrent) {
+      active += 1
+      return undefined
+    }
+    if (waiting.size >= maxQueued) throw tooMany()
+    return new Promise((resolve, reject) => {
+      const timer = maxWaitMs === undefined ? undefined : setTimeout(giveUp, maxWaitMs).unref()
+      const waiter: Waiter = {
+        start() {
+          clearTimeout(timer)
+          resolve()
+        },
+      }
+      waiting.add(waiter)
+
+      function giveUp() {
+        waiting.delete(waiter)
+        reject(tooMany())
+      }
+    })
+  }
+
+  // A permit passes straight to the next waiter: a newcomer between the two could otherwise overtake or exceed.
+  function release(): void {
+    const [next] = waiting
+    if (next === undefined) {
+      active -= 1
+      return
+    }
+    waiting.delete(next)
+    next.start()
+  }
+
+  return {
+    async run(task) {
+      await permit()
+      try {
+        return await task()
+      } finally {
+        release()
+      }
+    },
+    get active() {
+      return active
+    },
+    get queued() {
+      return waiting.size
+    },
+  }
+}
+
+function tooMany(): AppError {
+  return new AppError('too_many_requests', 'Too many requests of this kind are running; try again shortly.', {
+    retryAfterSeconds: 1,
+  })
+}

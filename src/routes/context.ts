@@ -1,0 +1,80 @@
+import { randomUUID } from 'node:crypto'
+import type { MiddlewareHandler } from 'hono'
+import type { Caller } from '../db/as-caller.js'
+import type { Correlation } from '../db/audit.js'
+import type { SessionUser } from '../db/sessions.js'
+
+/** The part of a logger that routes use; pino's satisfies it. */
+export interface Log {
+  info(fields: object, message: string): void
+  warn(fields: object, message: string): void
+  error(fields: object, message: string): void
+  child(fields: Record<string, unknown>): Log
+}
+
+/** What every request carries along. */
+export interface AppEnv {
+  Variables: {
+    requestId: string
+    correlation: Correlation
+    log: Log
+    caller: Caller
+    /** Only behind requireCaller and for a session's own routes. */
+    session: SessionUser
+  }
+  Bindings: { incoming?: { socket?: { remoteAddress?: string } } }
+}
+
+const CORRELATION_ID = /^[A-Za-z0-9._:-]{1,128}$/
+
+/**
+ * Gives the request its ids (X-Request-ID made when absent or malformed), echoes them, and logs the
+ * answer in one line: never a header, a body or a query string, which could hold secrets.
+ */
+export function requestContext(log: Log): MiddlewareHandler<AppEnv> {
+  return async function requestContext(c, next) {
+    const started = performance.now()
+    const id = (name: string): string | null => {
+      const value = c.req.header(name)
+      return value !== undefined && CORRELATION_ID.test(value) ? value : null
+    }
+    const requestId = id('x-request-id') ?? randomUUID()
+    const correlation: Correlation = {
+      requestId,
+      traceId: id('x-trace-id'),
+      spanId: id('x-span-id'),
+      sessionId: id('x-session-id'),
+      ipAddress: remoteAddress(c.env?.incoming?.socket?.remoteAddress),
+      userAgent: c.req.header('user-agent')?.slice(0, 512) ?? null,
+      endpoint: `${c.req.method} ${c.req.path}`.slice(0, 512),
+    }
+    c.set('requestId', requestId)
+    c.set('correlation', correlation)
+    c.set('log', log.child({ request_id: requestId }))
+    await next()
+    c.header('x-request-id', requestId)
+    for (const [header, value] of [
+      ['x-trace-id', correlation.traceId],
+      ['x-span-id', correlation.spanId],
+      ['x-session-id', correlation.sessionId],
+    ] as const) {
+      if (value !== null) c.header(header, value)
+    }
+    if (!c.res.headers.has('cache-control')) c.header('cache-control', 'private, no-cache')
+    c.header('x-content-type-options', 'nosniff')
+    c.var.log.info(
+      {
+        method: c.req.method,
+        path: c.req.path,
+        status: c.res.status,
+        duration_ms: Math.round(performance.now() - started),
+      },
+      'request',
+    )
+  }
+}
+
+/** An IPv4 address that arrived on a dual-stack socket is an IPv4 address. */
+function remoteAddress(address: string | undefined): string | null {
+  return address?.replace(/^::ffff:(?=\d+\.)/, '') ?? null
+}

@@ -1,0 +1,109 @@
+import type { Context } from 'hono'
+import { HTTPException } from 'hono/http-exception'
+import type { ContentfulStatusCode } from 'hono/utils/http-status'
+import { AppError, type ErrorCode } from '../errors.js'
+import type { AppEnv } from './context.js'
+
+/** The only table from code to status. */
+const STATUS: Record<ErrorCode, ContentfulStatusCode> = {
+  invalid_request: 400,
+  unauthenticated: 401,
+  invalid_credentials: 401,
+  forbidden: 403,
+  insufficient_scope: 403,
+  password_change_required: 403,
+  reauthentication_required: 403,
+  not_found: 404,
+  method_not_allowed: 405,
+  not_acceptable: 406,
+  conflict: 409,
+  already_done: 409,
+  in_progress: 409,
+  version_mismatch: 412,
+  too_large: 413,
+  unsupported_media_type: 415,
+  validation_failed: 422,
+  precondition_required: 428,
+  too_many_requests: 429,
+  internal: 500,
+  not_supported: 501,
+  unavailable: 503,
+  pool_exhausted: 503,
+  storage_full: 503,
+  deadline_exceeded: 504,
+  outcome_unknown: 504,
+}
+
+const TITLES: Partial<Record<number, string>> = {
+  400: 'Bad Request',
+  401: 'Unauthorized',
+  403: 'Forbidden',
+  404: 'Not Found',
+  405: 'Method Not Allowed',
+  406: 'Not Acceptable',
+  409: 'Conflict',
+  412: 'Precondition Failed',
+  413: 'Content Too Large',
+  415: 'Unsupported Media Type',
+  422: 'Unprocessable Content',
+  428: 'Precondition Required',
+  429: 'Too Many Requests',
+  500: 'Internal Server Error',
+  501: 'Not Implemented',
+  503: 'Service Unavailable',
+  504: 'Gateway Timeout',
+}
+
+/** Hono's own exceptions, by status. */
+const HONO_CODES: Partial<Record<number, ErrorCode>> = {
+  400: 'invalid_request',
+  405: 'method_not_allowed',
+  413: 'too_large',
+  415: 'unsupported_media_type',
+}
+
+/**
+ * Any error as application/problem+json (RFC 9457), with the members of the consumer's family beside
+ * it. The one place that logs: what is our fault or the database's, once, with its cause.
+ */
+export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
+  const known = toAppError(error)
+  const status = STATUS[known.code]
+  if (status >= 500) {
+    c.var.log[status === 500 ? 'error' : 'warn'](
+      { err: known.code === 'internal' ? (known.cause ?? error) : known },
+      'request failed',
+    )
+  }
+  const headers = new Headers({ ...known.headers, 'content-type': 'application/problem+json' })
+  if (known.retryAfterSeconds !== undefined)
+    headers.set('retry-after', String(Math.max(1, known.retryAfterSeconds)))
+  if (known.code === 'unauthenticated' && !headers.has('www-authenticate')) {
+    headers.set('www-authenticate', 'Bearer realm="gary", error="invalid_token"')
+  }
+  const problem = {
+    type: 'about:blank',
+    title: TITLES[status] ?? 'Error',
+    status,
+    detail: known.message,
+    code: known.code,
+    ...(known.errors === undefined ? {} : { errors: known.errors }),
+    error: known.code,
+    message: known.message,
+    timestamp: Date.now() / 1000,
+    request_id: c.var.requestId,
+  }
+  return c.body(JSON.stringify(problem), status, Object.fromEntries(headers))
+}
+
+function toAppError(error: unknown): AppError {
+  if (error instanceof AppError) return error
+  if (error instanceof HTTPException) {
+    return new AppError(
+      HONO_CODES[error.status] ?? 'internal',
+      error.message || 'The request cannot be served.',
+      { cause: error },
+    )
+  }
+  return new AppError('internal', 'The request failed.', { cause: error })
+}

@@ -1,0 +1,61 @@
+import { z } from '@hono/zod-openapi'
+import { ROLES } from '../db/users.js'
+
+/** What several routes answer with, as the OpenAPI document will show it. */
+export const timestamp = z.iso.datetime({ precision: 6 })
+
+export const userSchema = z
+  .object({
+    id: z.int(),
+    username: z.string(),
+    role: z.enum(ROLES),
+    is_active: z.boolean(),
+    must_change_password: z.boolean(),
+    created_at: timestamp,
+    updated_at: timestamp,
+    last_login: timestamp.nullable(),
+    password_changed_at: timestamp,
+    version: z.int(),
+  })
+  .openapi('User')
+
+export const sessionSchema = z
+  .object({
+    id: z.int(),
+    created_at: timestamp,
+    last_activity: timestamp,
+    expires_at: timestamp,
+    idle_expires_at: timestamp,
+    ip_address: z.string().nullable(),
+    user_agent: z.string().nullable(),
+    current: z.boolean(),
+  })
+  .openapi('Session')
+
+export const problemSchema = z
+  .object({
+    type: z.string(),
+    title: z.string(),
+    status: z.int(),
+    detail: z.string(),
+    code: z.string(),
+    errors: z.array(z.object({ path: z.string(), message: z.string() })).optional(),
+    error: z.string(),
+    message: z.string(),
+    timestamp: z.number(),
+    request_id: z.string(),
+  })
+  .openapi('Problem')
+
+/** A JSON body or answer as createRoute takes it. */
+export function json<T extends z.ZodType>(schema: T) {
+  return { content: { 'application/json': { schema } } }
+}
+
+/** The answers every route can give, by status. */
+export const problems = {
+  default: {
+    description: 'Any error, as application/problem+json (RFC 9457)',
+    content: { 'application/problem+json': { schema: problemSchema } },
+  },
+} as const

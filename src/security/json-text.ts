@@ -1,0 +1,149 @@
+import { parse as parseLossless } from 'lossless-json'
+import { AppError, validationFailed } from '../errors.js'
+import { fitsNumeric, numberFromToken, scanJson } from './json-scan.js'
+import { childrenOf, isJsonNumber, isJsonObject, mapChildren, renameMembers, toPointer } from './json-tree.js'
+import type { JsonObject, JsonTree } from './json-tree.js'
+import { isWellFormedText, toWellFormedText } from './well-formed-text.js'
+
+/** Arrays and objects within each other; a scalar has depth 0, `[]` has 1. */
+const MAX_DEPTH = 64
+
+// Assigning through either reaches a prototype (OWASP Prototype Pollution Prevention Cheat Sheet). `prototype` is
+// allowed: without `constructor` nothing leads to it.
+const REFUSED_NAMES = new Set(['__proto__', 'constructor'])
+
+/**
+ * A caller's JSON whose numbers keep value and spelling. Of duplicate names the last counts, as for JSON.parse.
+ * Throws `invalid_request` for what is no JSON, and `validation_failed` with the place for depth over 64, the names
+ * `__proto__` and `constructor`, numbers that PostgreSQL's numeric cannot hold, and NUL or lone surrogates.
+ */
+export function parseJson(text: string): JsonTree {
+  return parseChecked(text, refuseIllFormed)
+}
+
+export interface ReplacedText {
+  tree: JsonTree
+  /** JSON Pointers, in `tree`, to the strings and to the members whose name was changed. */
+  replacedAt: string[]
+}
+
+/**
+ * parseJson for audit data, where one bad character must not hold back a batch: NUL and lone surrogates become
+ * U+FFFD. Names that become equal are numbered (`a`, `a_2`), so that no member is lost. Throws as parseJson for all
+ * else.
+ */
+export function parseJsonReplacing(text: string): ReplacedText {
+  const replacedAt: string[] = []
+  const tree = parseChecked(text, () => undefined)
+  return { tree: replaceIllFormed(tree, [], replacedAt), replacedAt }
+}
+
+/** JSON that this service wrote: spelling kept, nothing refused. Throws SyntaxError for what is no JSON. */
+export function parseStoredJson(text: string): JsonTree {
+  const tree = JSON.parse(text) as JsonTree
+  return scanJson(text).keepsSpelling ? tree : parseKeepingSpelling(text)
+}
+
+/** Compact JSON; numbers as they were spelt. Throws TypeError for what JSON cannot say (NaN, undefined). */
+export function stringifyJson(tree: JsonTree): string {
+  return write(tree, Object.keys)
+}
+
+/**
+ * The one text of a value, for hashing: RFC 8785 order of names (UTF-16 code units) and its strings. Numbers keep
+ * their own spelling instead of RFC 8785's, which has no room for twenty digits: `1.0` and `1` differ here.
+ */
+export function canonicalJson(tree: JsonTree): string {
+  return write(tree, (object) => Object.keys(object).sort())
+}
+
+type CheckText = (text: string, place: readonly string[]) => void
+
+function parseChecked(text: string, checkText: CheckText): JsonTree {
+  const tree = parseSyntax(text)
+  const { depth, keepsSpelling } = scanJson(text)
+  if (depth > MAX_DEPTH) {
+    check(tree, [], checkText)
+    throw tooDeep([]) // the deep part was dropped by a duplicate name
+  }
+  const exact = keepsSpelling ? tree : parseKeepingSpelling(text)
+  check(exact, [], checkText)
+  return exact
+}
+
+function parseSyntax(text: string): JsonTree {
+  try {
+    return JSON.parse(text) as JsonTree
+  } catch {
+    // The engine's message quotes the text.
+    throw new AppError('invalid_request', text === '' ? 'The body is empty.' : 'The body is malformed JSON.')
+  }
+}
+
+// Recursive: only for a text whose depth is known. By default it would refuse duplicates, but only unequal ones.
+function parseKeepingSpelling(text: string): JsonTree {
+  return parseLossless(text, undefined, {
+    parseNumber: numberFromToken,
+    onDuplicateKey: ({ newValue }) => newValue,
+  }) as JsonTree
+}
+
+// The recursion ends by its own rule at depth 65.
+function check(tree: JsonTree, place: string[], checkText: CheckText): void {
+  if (typeof tree === 'string') return checkText(tree, place)
+  if (isJsonNumber(tree)) {
+    if (typeof tree !== 'number' && !fitsNumeric(tree)) {
+      throw validationFailed(toPointer(place), 'This number is beyond what PostgreSQL can hold.')
+    }
+    return
+  }
+  if (typeof tree !== 'object' || tree === null) return
+  if (place.length >= MAX_DEPTH) throw tooDeep(place)
+  for (const [part, child] of childrenOf(tree)) {
+    if (!Array.isArray(tree)) {
+      checkText(part, place)
+      if (REFUSED_NAMES.has(part))
+        throw validationFailed(toPointer([...place, part]), 'This name is not allowed.')
+    }
+    place.push(part)
+    check(child, place, checkText)
+    place.pop()
+  }
+}
+
+function tooDeep(place: readonly string[]): AppError {
+  return validationFailed(toPointer(place), `Arrays and objects may nest ${MAX_DEPTH} deep.`)
+}
+
+function refuseIllFormed(text: string, place: readonly string[]): void {
+  if (!isWellFormedText(text)) {
+    throw validationFailed(toPointer(place), 'Text and names may hold neither NUL nor a lone surrogate.')
+  }
+}
+
+function replaceIllFormed(tree: JsonTree, place: string[], replacedAt: string[]): JsonTree {
+  if (typeof tree === 'string') {
+    if (isWellFormedText(tree)) return tree
+    replacedAt.push(toPointer(place))
+    return toWellFormedText(tree)
+  }
+  const named = isJsonObject(tree) ? renameMembers(tree, toWellFormedText) : tree
+  return mapChildren(named, (child, part) => {
+    const childPlace = [...place, part]
+    if (isJsonObject(tree) && !Object.hasOwn(tree, part)) replacedAt.push(toPointer(childPlace))
+    return replaceIllFormed(child, childPlace, replacedAt)
+  })
+}
+
+function write(tree: JsonTree, namesOf: (object: JsonObject) => string[]): string {
+  if (Array.isArray(tree)) return `[${tree.map((child) => write(child, namesOf)).join(',')}]`
+  if (isJsonObject(tree)) {
+    const members = namesOf(tree).map(
+      (name) => `${JSON.stringify(name)}:${write(tree[name] as JsonTree, namesOf)}`,
+    )
+    return `{${members.join(',')}}`
+  }
+  if (tree === null || typeof tree === 'boolean' || typeof tree === 'string') return JSON.stringify(tree)
+  if (typeof tree === 'number' ? Number.isFinite(tree) : isJsonNumber(tree)) return String(tree)
+  throw new TypeError('not a JSON value')
+}

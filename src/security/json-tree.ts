@@ -1,0 +1,82 @@
+import { LosslessNumber, isLosslessNumber } from 'lossless-json'
+import { validationFailed } from '../errors.js'
+
+/** A number whose spelling JavaScript would change (`1.0`, twenty digits) is a LosslessNumber, any other is plain. */
+export type JsonNumber = number | LosslessNumber
+export type JsonTree = null | boolean | string | JsonNumber | JsonTree[] | JsonObject
+export interface JsonObject {
+  [name: string]: JsonTree
+}
+
+/** True for both kinds of number. A LosslessNumber is told by its symbol, which no JSON text can bring along. */
+export function isJsonNumber(value: unknown): value is JsonNumber {
+  return typeof value === 'number' || isLosslessNumber(value)
+}
+
+/** The nearest double, as JSON.parse would give it; Infinity beyond 1.8e308. */
+export function nearestDouble(value: JsonNumber): number {
+  return typeof value === 'number' ? value : Number(value.value)
+}
+
+/** True for `{...}`; false for arrays and numbers of either kind. */
+export function isJsonObject(value: JsonTree | undefined): value is JsonObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) && !isLosslessNumber(value)
+}
+
+/** The children of an array by index, of an object by name; nothing for a leaf. */
+export function childrenOf(tree: JsonTree): [part: string, child: JsonTree][] {
+  if (Array.isArray(tree)) return tree.map((child, index) => [String(index), child])
+  return isJsonObject(tree) ? Object.entries(tree) : []
+}
+
+/** The child at one part of a pointer, or undefined when there is none. */
+export function childAt(tree: JsonTree | undefined, part: string): JsonTree | undefined {
+  if (Array.isArray(tree)) return /^(0|[1-9]\d*)$/.test(part) ? tree[Number(part)] : undefined
+  return isJsonObject(tree) && Object.hasOwn(tree, part) ? tree[part] : undefined
+}
+
+/** A new tree with every direct child replaced; a leaf comes back as it is. */
+export function mapChildren(tree: JsonTree, change: (child: JsonTree, part: string) => JsonTree): JsonTree {
+  if (Array.isArray(tree)) return tree.map((child, index) => change(child, String(index)))
+  if (!isJsonObject(tree)) return tree
+  // fromEntries defines own properties, so a name like __proto__ stays a name.
+  return Object.fromEntries(Object.entries(tree).map(([name, child]) => [name, change(child, name)]))
+}
+
+/**
+ * The object with its names rewritten. A rewritten name that is taken gets `_2`, `_3`, ...: no member is lost and
+ * names that need no rewriting keep theirs. The very same object when no name changes.
+ */
+export function renameMembers(object: JsonObject, rewrite: (name: string) => string): JsonObject {
+  const renamed = Object.entries(object).map(([name, child]) => ({ name, next: rewrite(name), child }))
+  const taken = new Set(renamed.filter(({ name, next }) => name === next).map(({ name }) => name))
+  if (taken.size === renamed.length) return object
+  const counts = new Map<string, number>()
+
+  function free(wanted: string): string {
+    let count = counts.get(wanted) ?? 1
+    let name = wanted
+    while (taken.has(name)) name = `${wanted}_${++count}`
+    counts.set(wanted, count)
+    taken.add(name)
+    return name
+  }
+
+  return Object.fromEntries(
+    renamed.map(({ name, next, child }) => [name === next ? name : free(next), child]),
+  )
+}
+
+/** RFC 6901: '' is the whole, `~` and `/` within a part are `~0` and `~1`. */
+export function toPointer(parts: readonly string[]): string {
+  return parts.map((part) => `/${part.replaceAll('~', '~0').replaceAll('/', '~1')}`).join('')
+}
+
+/** The parts of a JSON Pointer. Throws `validation_failed` at `path` for a text that is none (RFC 6901, section 3). */
+export function fromPointer(pointer: string, path: string): string[] {
+  if ((pointer !== '' && !pointer.startsWith('/')) || /~(?![01])/.test(pointer)) {
+    throw validationFailed(path, 'Not a JSON Pointer (RFC 6901).')
+  }
+  const [, ...parts] = pointer.split('/')
+  return parts.map((part) => part.replaceAll('~1', '/').replaceAll('~0', '~'))
+}
