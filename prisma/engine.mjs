@@ -3,7 +3,11 @@
 import { readFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { PrismaPg } from '@prisma/adapter-pg'
-import { DriverAdapterError, bindMigrationAwareSqlAdapterFactory } from '@prisma/driver-adapter-utils'
+import {
+  ColumnTypeEnum,
+  DriverAdapterError,
+  bindMigrationAwareSqlAdapterFactory,
+} from '@prisma/driver-adapter-utils'
 import * as glue from '@prisma/schema-engine-wasm/schema_engine_bg'
 import pg from 'pg'
 
@@ -24,6 +28,8 @@ class OneConnection extends pg.Pool {
   busy
   /** The row of _prisma_migrations that the engine began and the next script belongs to. */
   startedRow
+  /** By a result's rows: which of its columns are of type "char". */
+  charColumns = new WeakMap()
 
   constructor(config) {
     super({
@@ -44,8 +50,10 @@ class OneConnection extends pg.Pool {
     const client = await this.connect()
     try {
       const result = await client.query(query, values)
-      // The introspection reads catalogue columns of type "char", which the adapter refuses.
+      // The introspection reads catalogue columns of type "char", which the adapter refuses: see queryRaw.
+      const isChar = result.fields.map((field) => field.dataTypeID === OID_CHAR)
       for (const field of result.fields) if (field.dataTypeID === OID_CHAR) field.dataTypeID = OID_TEXT
+      this.charColumns.set(result.rows, isChar)
       return result
     } finally {
       client.release()
@@ -102,7 +110,11 @@ function loadWasm() {
     }
     const gluePath = createRequire(import.meta.url).resolve('@prisma/schema-engine-wasm/schema_engine_bg')
     const bytes = await readFile(gluePath.replace(/\.js$/, '.wasm'))
-    const { instance } = await WebAssembly.instantiate(bytes, { './schema_engine_bg.js': glue })
+    // The limit on the engine's lock is a timer that it never clears: ten more seconds before an exit.
+    const unref = (run, ms) => setTimeout(run, ms).unref()
+    const timers = Object.keys(glue).filter((name) => name.startsWith('__wbg_setTimeout_'))
+    const imports = { ...glue, ...Object.fromEntries(timers.map((name) => [name, unref])) }
+    const { instance } = await WebAssembly.instantiate(bytes, { './schema_engine_bg.js': imports })
     glue.__wbg_set_wasm(instance.exports)
     instance.exports.__wbindgen_start()
   })()
@@ -122,6 +134,14 @@ export async function createEngine({ pgConfig, datamodels, log = () => {} }) {
   async function connect(config, afterClose = async () => {}) {
     const pool = new OneConnection(config)
     const adapter = await new PrismaPg(pool).connect()
+    const queryRaw = adapter.queryRaw.bind(adapter)
+    adapter.queryRaw = async (query) => {
+      const result = await queryRaw(query)
+      const isChar = pool.charColumns.get(result.rows) ?? []
+      // As text, a table with a CHECK constraint, or any in PostgreSQL 18, would make the engine panic.
+      const columnTypes = result.columnTypes.map((type, i) => (isChar[i] ? ColumnTypeEnum.Character : type))
+      return { ...result, columnTypes }
+    }
     adapter.executeScript = (script) => pool.runScript(script)
     adapter.dispose = async () => {
       if (!open.delete(adapter)) return

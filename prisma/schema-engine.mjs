@@ -47,6 +47,15 @@ function send(message) {
 async function serve() {
   const readDatamodel = async (path) => [path, await readFile(path, 'utf8')]
   let started
+  // A panic of the engine rejects nobody's promise but ends the process, whereupon the CLI may exit with 0 as
+  // if all were well. So every request is answered.
+  const panic = new Promise((_, reject) => {
+    process.on('uncaughtException', async (error) => {
+      await started?.close() // the CLI kills this process on the answer, before a shadow database is dropped
+      reject(error)
+    })
+  })
+  panic.catch(() => {})
   for await (const line of createInterface({ input: process.stdin })) {
     const { id, method, params } = JSON.parse(line)
     if (method === undefined) continue // the CLI's answer to a `print`
@@ -55,7 +64,8 @@ async function serve() {
         pgConfig: readPgConfig(),
         datamodels: await Promise.all((values.datamodels ?? []).map(readDatamodel)),
       })
-      const result = await started.engine[method === 'getDatabaseVersion' ? 'version' : method](params)
+      const call = started.engine[method === 'getDatabaseVersion' ? 'version' : method](params)
+      const result = await Promise.race([call, panic])
       // The native engine prints a diff by itself; this one returns it, and the CLI would drop it.
       if (method === 'diff' && result.stdout) {
         send({ id: 'diff', method: 'print', params: { content: result.stdout } })

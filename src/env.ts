@@ -27,6 +27,7 @@ const variables = {
   AUTH_LOGIN: z.string().max(255).optional(),
   AUTH_PASSWORD: z.string().optional(),
   BCRYPT_COST: integer(4, 16).default(12),
+  UV_THREADPOOL_SIZE: integer(1, 1024).default(4),
   SESSION_HOURS: integer(1, 8760).default(24),
   SESSION_IDLE_MINUTES: integer(1, 525_600).default(120),
   SERVICE_API_KEY: z.string().optional(),

@@ -1,6 +1,6 @@
 import type { JsonObject } from '../src/security/json-tree.js'
 
-/** What a read shows as the placeholder in the document below: JSON Pointers of its 12 secrets. */
+/** What a read shows as the placeholder in the document below: JSON Pointers of its 11 secrets. */
 export const SETTINGS_SECRETS = [
   '/api_keys/openai',
   '/api_keys/anthropic',

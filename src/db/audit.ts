@@ -54,30 +54,33 @@ export function withAudit<D extends DB>(
     .with('audit_id', () => auditIdRow(caller, eventId, text))
     .with(
       'audit_row',
-      () => sql<object>`insert into audit_events (event_id, occurred_at, event_type, level, source, actor_type, actor_id,
+      () => sql<object>`(insert into audit_events (event_id, occurred_at, event_type, level, source, actor_type, actor_id,
           actor_name, on_behalf_of, action, target, user_id, session_id, request_id, trace_id, event)
         select cast(${eventId} as uuid), cast(${occurredAt.toISOString()} as timestamptz), ${asText(event.eventType)},
           ${asText(event.level)}, 'service', ${asText(caller.actor.type)}, cast(${caller.actor.id} as integer),
           ${asText(caller.actor.name)}, cast(${caller.onBehalfOf} as integer), ${asText(event.action)},
           ${asText(event.target)}, ${asText(userIdText(caller))}, ${asText(correlation.sessionId)},
           ${asText(correlation.requestId)}, ${asText(correlation.traceId)}, ${eventExpression(text)}
-        from change limit 1`,
+        from change limit 1)`,
     ) as unknown as QueryCreator<D>
 }
 
-/** An event of the service that tells of no change (a failed sign-in): its own statement, for asApp. */
+/** An event of the service that tells of no change (a report was run): a statement of its own. */
+export function recordEvent(db: Db, event: ServiceEvent): Compilable<{ one: number }> {
+  const change = db.with('change', () => sql<{ one: number }>`(select 1 as one)`)
+  return withAudit(change, event).selectFrom('change').select('change.one')
+}
+
+/** The same with no caller to tell of (a failed sign-in): for asApp. */
 export function recordSystemEvent(db: Db, event: Omit<ServiceEvent, 'caller'>): Compilable<{ one: number }> {
-  const change = db.with('change', () => sql<{ one: number }>`select 1 as one`)
-  return withAudit(change, { ...event, caller: SYSTEM })
-    .selectFrom('change')
-    .select('change.one')
+  return recordEvent(db, { ...event, caller: SYSTEM })
 }
 
 function auditIdRow(caller: Caller, eventId: string, text: string): RawBuilder<object> {
   const bodyHash = createHash('sha256').update(text).digest('hex')
-  return sql<object>`insert into audit_event_ids (event_id, actor, on_behalf_of, body_hash)
+  return sql<object>`(insert into audit_event_ids (event_id, actor, on_behalf_of, body_hash)
     select cast(${eventId} as uuid), ${asText(actorText(caller.actor))}, cast(${caller.onBehalfOf} as integer),
-      ${asText(bodyHash)} from change limit 1`
+      ${asText(bodyHash)} from change limit 1)`
 }
 
 function eventText(event: ServiceEvent, eventId: string, occurredAt: Date, metadata: JsonObject): string {

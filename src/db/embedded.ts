@@ -61,9 +61,11 @@ export async function startEmbedded({ dataDir, port, log = () => {} }: EmbeddedO
     const url = (name: string) =>
       `postgres://postgres:${encodeURIComponent(password)}@127.0.0.1:${server.port}/${name}`
     let stopped: Promise<void> | undefined
-    const stop = () => (stopped ??= server.stop().finally(release))
+    // A postmaster that was killed may have left a busy backend.
+    const shutDown = () => server.stop().then(() => endOrphans(cluster, log))
+    const stop = () => (stopped ??= shutDown().finally(release))
     await makeDatabase(url('postgres')).catch(async (error: unknown) => {
-      await server.stop()
+      await shutDown()
       throw error
     })
     return { url: url('gary'), port: server.port, pid: server.pid, stop }

@@ -80,6 +80,11 @@ export function anyUser(db: Db | Tx): Compilable<{ id: number }> {
   return db.selectFrom('auth_users').select('id').limit(1)
 }
 
+/** The id behind a name, compared without case. */
+export function userIdByName(db: Db | Tx, username: string): Compilable<{ id: number }> {
+  return db.selectFrom('auth_users').select('id').where('username_key', '=', usernameKey(username))
+}
+
 export interface NewUser {
   username: string
   passwordHash: string

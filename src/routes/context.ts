@@ -21,6 +21,8 @@ export interface AppEnv {
     caller: Caller
     /** Only behind requireCaller and for a session's own routes. */
     session: SessionUser
+    /** Where a body of audit data had NUL or lone surrogates; set by jsonBody. */
+    replacedAt: string[]
   }
   Bindings: { incoming?: { socket?: { remoteAddress?: string } } }
 }

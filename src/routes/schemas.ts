@@ -1,8 +1,18 @@
 import { z } from '@hono/zod-openapi'
-import { ROLES } from '../db/users.js'
+import { ROLES, normalizeUsername } from '../db/users.js'
+import { isWellFormedText } from '../security/well-formed-text.js'
 
 /** What several routes answer with, as the OpenAPI document will show it. */
 export const timestamp = z.iso.datetime({ precision: 6 })
+
+/** A new user name: NFKC and trimmed, no control characters, no ':' (RFC 7617 ends the name there). */
+export const username = z
+  .string()
+  .max(255)
+  .refine(isWellFormedText, 'must be well-formed text without NUL')
+  .transform(normalizeUsername)
+  .refine((name) => name.length >= 1 && name.length <= 255, 'must have 1 to 255 characters')
+  .refine((name) => !/[\p{Cc}\p{Cf}:]/u.test(name), 'must have no control characters and no ":"')
 
 export const userSchema = z
   .object({

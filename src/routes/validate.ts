@@ -4,7 +4,7 @@ import { bodyLimit } from 'hono/body-limit'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { z } from 'zod'
 import { AppError } from '../errors.js'
-import { parseJson, parseJsonReplacing, stringifyJson } from '../security/json-text.js'
+import { type ReplacedText, parseJson, parseJsonReplacing, stringifyJson } from '../security/json-text.js'
 import { type JsonTree, toPointer } from '../security/json-tree.js'
 import type { AppEnv } from './context.js'
 
@@ -58,7 +58,8 @@ export function jsonBody(mode: 'strict' | 'audit'): MiddlewareHandler<AppEnv> {
       const bytes = await c.req.arrayBuffer()
       if (bytes.byteLength === 0 && c.req.header('content-type') === undefined) return await next()
       requireContentType(c)
-      const tree = parseBody(bytes, mode)
+      const { tree, replacedAt } = parseBody(bytes, mode)
+      c.set('replacedAt', replacedAt)
       c.req.json = <T>() => Promise.resolve(tree as T)
       await next()
     }
@@ -66,14 +67,14 @@ export function jsonBody(mode: 'strict' | 'audit'): MiddlewareHandler<AppEnv> {
   }
 }
 
-function parseBody(bytes: ArrayBuffer, mode: 'strict' | 'audit'): JsonTree {
+function parseBody(bytes: ArrayBuffer, mode: 'strict' | 'audit'): ReplacedText {
   let text: string
   try {
     text = utf8.decode(bytes)
   } catch {
     throw new AppError('invalid_request', 'The body is not UTF-8.')
   }
-  return mode === 'audit' ? parseJsonReplacing(text).tree : parseJson(text)
+  return mode === 'audit' ? parseJsonReplacing(text) : { tree: parseJson(text), replacedAt: [] }
 }
 
 function requireContentType(c: Context<AppEnv>): void {

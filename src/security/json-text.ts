@@ -54,7 +54,7 @@ export function stringifyJson(tree: JsonTree): string {
  * their own spelling instead of RFC 8785's, which has no room for twenty digits: `1.0` and `1` differ here.
  */
 export function canonicalJson(tree: JsonTree): string {
-  return write(tree, (object) => Object.keys(object).sort())
+  return write(tree, (object) => Object.keys(object).toSorted())
 }
 
 type CheckText = (text: string, place: readonly string[]) => void

@@ -2,9 +2,8 @@ const SECRET_ENDINGS = ['password', 'secret', 'token', 'api_key', 'private_key',
 const SECRET_GROUPS = new Set(['api_keys', 'mcp_servers'])
 
 // What else holds a credential in requests and logs, where naming follows no rule: compared without separators.
-const SENSITIVE_ENDINGS = [
-  ...SECRET_ENDINGS.map(withoutSeparators),
-  ...[
+const SENSITIVE_ENDINGS = SECRET_ENDINGS.map(withoutSeparators).concat(
+  [
     'passwd',
     'pwd',
     'passphrase',
@@ -15,8 +14,8 @@ const SENSITIVE_ENDINGS = [
     'credential',
     'credentials',
   ],
-  ...['secretkey', 'accesskey', 'encryptionkey', 'signingkey', 'apikeys', 'mcpservers', 'jwt'],
-]
+  ['secretkey', 'accesskey', 'encryptionkey', 'signingkey', 'apikeys', 'mcpservers', 'jwt'],
+)
 
 /** Whether a non-empty string under this name is a secret of the configuration (docs: Configuration, Secrets). */
 export function isSecretName(name: string): boolean {

@@ -1,4 +1,4 @@
-import { type ChildProcess, execFile, spawn } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -10,7 +10,13 @@ import { inspect } from 'node:util'
 import pg from 'pg'
 import { parseIntoClientConfig } from 'pg-connection-string'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { MigrationError, type MigrateOptions, migrate, pendingMigrations } from '../../src/db/migrate.js'
+import {
+  MigrationError,
+  type MigrateOptions,
+  type MigrateResult,
+  migrate,
+  pendingMigrations,
+} from '../../src/db/migrate.js'
 
 const serverUrl = process.env['TEST_POSTGRES_URL']
 const root = resolve(import.meta.dirname, '../..')
@@ -19,11 +25,13 @@ const PETS = '20260101000001_tables_pets'
 
 // The service's migrate in a process of its own, so that it can be killed; vite reads the TypeScript.
 const childScript = `
-import { runnerImport } from 'vite'
-const { module } = await runnerImport('./src/db/migrate.ts', { configFile: false, logLevel: 'error' })
-const options = JSON.parse(process.argv[1])
-const result = await module.migrate({ ...options, log: (line) => console.error(line) })
+import { createServer } from 'vite'
+const server = { middlewareMode: true, ws: false, watch: null }
+const vite = await createServer({ configFile: false, logLevel: 'error', appType: 'custom', server })
+const { migrate } = await vite.ssrLoadModule('/src/db/migrate.ts')
+const result = await migrate({ ...JSON.parse(process.argv[1]), log() {} })
 console.log(JSON.stringify(result))
+process.exit()
 `
 
 let admin: pg.Client
@@ -74,15 +82,15 @@ async function tables(): Promise<string[]> {
   return rows.map((row) => row.name)
 }
 
-function startChild(): ChildProcess {
+function startChild() {
   const { pgConfig, waitMs } = options()
   const argument = JSON.stringify({ pgConfig, folder, waitMs })
   const args = ['--input-type=module', '-e', childScript, argument]
-  return spawn(process.execPath, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] })
+  return spawn(process.execPath, args, { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] })
 }
 
 /** Resolves once the child has been killed in the middle of a statement that matches. */
-async function killDuring(child: ChildProcess, statement: string): Promise<number> {
+async function killDuring(child: ReturnType<typeof startChild>, statement: string): Promise<number> {
   for (;;) {
     const [row] = await query<{ pid: number }>(
       `SELECT pid FROM pg_stat_activity WHERE datname = '${database}' AND state = 'active'
@@ -98,8 +106,9 @@ async function killDuring(child: ChildProcess, statement: string): Promise<numbe
 }
 
 function prisma(args: string[], on = url.href): Promise<{ code: number; output: string }> {
-  const env = { ...process.env, DATABASE_UNPOOLED_URL: on, CHECKPOINT_DISABLE: '1', NO_COLOR: '1' }
-  delete env.PRISMA_SCHEMA_ENGINE_BINARY
+  const env: NodeJS.ProcessEnv = { ...process.env, DATABASE_UNPOOLED_URL: on, NO_COLOR: '1' }
+  env['CHECKPOINT_DISABLE'] = '1' // no look for newer versions
+  delete env['PRISMA_SCHEMA_ENGINE_BINARY'] // prisma.config.ts has to set it
   const cli = join(root, 'node_modules/prisma/build/index.js')
   return new Promise((done) => {
     execFile(process.execPath, [cli, ...args], { cwd: project, env }, (error, stdout, stderr) =>
@@ -167,8 +176,8 @@ describe.skipIf(!serverUrl)('migrations on a real server', { timeout: 60_000 }, 
     await addMigration('20260101000002_slow', 'CREATE TABLE slow (id integer); SELECT pg_sleep(0.5);')
     const children = [1, 2, 3, 4].map(async () => {
       const child = startChild()
-      const chunks: Buffer[] = await child.stdout?.toArray()
-      return JSON.parse(Buffer.concat(chunks).toString())
+      const chunks: Buffer[] = await child.stdout.toArray()
+      return JSON.parse(Buffer.concat(chunks).toString()) as MigrateResult
     })
     const results = await Promise.all([...children, migrate(options()), migrate(options())])
     const applied = results.flatMap((result) => result.applied)
@@ -193,7 +202,7 @@ describe.skipIf(!serverUrl)('migrations on a real server', { timeout: 60_000 }, 
     await addMigration('20260101000002_settings', `CREATE ROLE ${role}; SET ROLE ${role}; ${settings};`)
     await addMigration(
       '20260101000003_next',
-      'CREATE TABLE next AS SELECT current_user AS name, pg_sleep(0.1);',
+      'CREATE TABLE next AS SELECT current_user AS name FROM pg_sleep(0.1);',
     )
     try {
       expect((await migrate(options())).applied).toHaveLength(4)
@@ -273,6 +282,24 @@ describe.skipIf(!serverUrl)('migrations on a real server', { timeout: 60_000 }, 
     expect(await tables()).toEqual(['pets', 'users'])
   })
 
+  it("outlasts a holder of the engine's lock for longer than the engine waits", async () => {
+    const locked = 'SELECT pg_advisory_lock(72707369)'
+    const [first, second] = [1, 2].map(() => new pg.Client(parseIntoClientConfig(url.href)))
+    await Promise.all([first?.connect(), second?.connect()])
+    await first?.query(locked)
+    const running = migrate(options())
+    while (logged.length === 0) await sleep(20)
+    await sleep(200)
+    const behind = second?.query(locked) // gets it between the service's two uses of it
+    await sleep(200)
+    await first?.end()
+    await behind
+    await sleep(11_000)
+    await second?.end()
+    expect(await running).toEqual({ applied: [USERS, PETS], unknown: [] })
+    expect(logged.filter((line) => line.startsWith('waiting'))).toHaveLength(2)
+  })
+
   it('waits for a database that is not there yet', async () => {
     const forwarder = createServer((socket) => {
       const onward = dial(Number(url.port || 5432), url.hostname)
@@ -296,7 +323,10 @@ describe.skipIf(!serverUrl)('migrations on a real server', { timeout: 60_000 }, 
     expect(Date.now() - startedAt).toBeLessThan(2_000)
 
     const signal = AbortSignal.timeout(300)
-    await expect(migrate(options({ pgConfig, waitMs: 30_000, signal }))).rejects.toBe(signal.reason)
+    const aborted: unknown = await migrate(options({ pgConfig, waitMs: 30_000, signal })).catch(
+      (e: unknown) => e,
+    )
+    expect(aborted).toBe(signal.reason)
     expect(Date.now() - startedAt).toBeLessThan(4_000)
   })
 
@@ -306,7 +336,7 @@ describe.skipIf(!serverUrl)('migrations on a real server', { timeout: 60_000 }, 
     const first = migrate(options({ signal: stop.signal })).catch((error: unknown) => error)
     while (!logged.includes(`applying migration ${PETS}`)) await sleep(20)
     const signal = AbortSignal.timeout(300)
-    await expect(migrate(options({ signal }))).rejects.toBe(signal.reason)
+    expect(await migrate(options({ signal })).catch((error: unknown) => error)).toBe(signal.reason)
 
     const abortedAt = Date.now()
     stop.abort(new Error('stopping'))
@@ -362,7 +392,11 @@ describe.skipIf(!serverUrl)('migrations on a real server', { timeout: 60_000 }, 
       '--exit-code',
     ]
     expect(await prisma(diff)).toMatchObject({ code: 0, output: expect.stringContaining('No difference') })
-    await addMigration(PETS, 'CREATE TABLE pets (id integer PRIMARY KEY, name text);\n')
+    await addMigration(
+      PETS,
+      `CREATE TABLE pets (id integer PRIMARY KEY CHECK (id > 0), name text);
+       ALTER TABLE pets ADD CONSTRAINT pets_user FOREIGN KEY (id) REFERENCES users ON DELETE CASCADE;`,
+    )
     expect(await prisma(diff)).toMatchObject({
       code: 2,
       output: expect.stringContaining('Removed column `name`'),

@@ -8,37 +8,10 @@ import { SETTINGS_SECRETS, settingsDocument } from '../settings-document.js'
 describe('redaction by name', () => {
   test('strings at and below sensitive names go, however the name is written', () => {
     const names = [
-      ...[
-        'password',
-        'PASSWORD',
-        'db_password',
-        'passwd',
-        'pwd',
-        'token',
-        'access_token',
-        'accessToken',
-        'api_key',
-      ],
-      ...[
-        'apiKey',
-        'X-API-KEY',
-        'Authorization',
-        'proxy-authorization',
-        'cookie',
-        'Set-Cookie',
-        'cookies',
-        'secret',
-      ],
-      ...[
-        'client_secret',
-        'AWS_SECRET_ACCESS_KEY',
-        'private_key',
-        'ssl_key',
-        'DATABASE_URL',
-        'api_keys',
-        'mcp_servers',
-      ],
-    ]
+      'password PASSWORD db_password passwd pwd token access_token accessToken api_key apiKey',
+      'X-API-KEY Authorization proxy-authorization cookie Set-Cookie cookies secret client_secret',
+      'AWS_SECRET_ACCESS_KEY private_key ssl_key DATABASE_URL api_keys mcp_servers',
+    ].flatMap((line) => line.split(' '))
     for (const name of names) {
       const { tree, redacted } = redactSecrets({
         a: [{ [name]: 'x', other: 'y' }],
@@ -142,32 +115,34 @@ describe('redaction by form', () => {
 
   test('hostile text of a megabyte takes linear time', () => {
     const pieces = [
-      ...[
-        'Bearer',
-        'bearer ',
-        'bearer\t\n',
-        '://',
-        '://u',
-        '://u:',
-        '://u:p',
-        ':',
-        '@',
-        "password='",
-        'password=',
-        "'",
-      ],
-      ...[
-        'authorization',
-        'authorization:',
-        'authorization: ',
-        'authorization : basic',
-        'gzs_',
-        'gzs_a',
-        ' ',
-        'a',
-        '"',
-      ],
-      ...['//', ':/', 'pwd=\'"', '[redacted]', '\\', '&', 'authorization:basic '],
+      'Bearer',
+      'bearer ',
+      'bearer\t\n',
+      '://',
+      '://u',
+      '://u:',
+      '://u:p',
+      ':',
+      '@',
+      "password='",
+      'password=',
+      "'",
+      'authorization',
+      'authorization:',
+      'authorization: ',
+      'authorization : basic',
+      'gzs_',
+      'gzs_a',
+      ' ',
+      'a',
+      '"',
+      '//',
+      ':/',
+      'pwd=\'"',
+      '[redacted]',
+      '\\',
+      '&',
+      'authorization:basic ',
     ]
     for (const piece of pieces) {
       for (const start of ['', 'bearer', 'authorization', '://', '://u:', 'password=', "password='"]) {

@@ -205,9 +205,8 @@ GRANT UPDATE (last_used_at) ON auth_api_keys TO gary_app;
 CREATE POLICY app_reads ON auth_api_keys FOR SELECT TO gary_app USING (true);
 CREATE POLICY app_touches ON auth_api_keys FOR UPDATE TO gary_app USING (true) WITH CHECK (true);
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON auth_throttle, auth_setup_tokens TO gary_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON auth_throttle TO gary_app;
 CREATE POLICY app_counts ON auth_throttle TO gary_app USING (true) WITH CHECK (true);
-CREATE POLICY app_sets_up ON auth_setup_tokens TO gary_app USING (true) WITH CHECK (true);
 
 -- What the service itself tells the audit trail (a failed sign-in has no caller). No reading.
 GRANT INSERT (event_id, occurred_at, event_type, level, source, actor_type, actor_id, actor_name, on_behalf_of, action,
@@ -242,6 +241,11 @@ CREATE POLICY caller_sees_managed ON auth_sessions FOR SELECT TO gary_caller
   USING (EXISTS (SELECT FROM auth_users u WHERE u.id = user_id AND gary.manages(u.role, 'users:read')));
 CREATE POLICY caller_ends_managed ON auth_sessions FOR DELETE TO gary_caller
   USING (EXISTS (SELECT FROM auth_users u WHERE u.id = user_id AND gary.manages(u.role, 'users:write')));
+
+-- The first owner is made by the service itself.
+GRANT SELECT, INSERT, DELETE ON auth_setup_tokens TO gary_caller;
+CREATE POLICY system_sets_up ON auth_setup_tokens TO gary_caller
+  USING ((SELECT gary.role()) = 'system') WITH CHECK ((SELECT gary.role()) = 'system');
 
 GRANT SELECT (id, user_id, provider, expires_at, created_at), DELETE ON auth_oauth_tokens TO gary_caller;
 CREATE POLICY caller_own ON auth_oauth_tokens TO gary_caller

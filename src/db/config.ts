@@ -1,0 +1,251 @@
+import { type Compilable, type Expression, type ExpressionBuilder, type SqlBool, sql } from 'kysely'
+import { type ServiceEvent, withAudit } from './audit.js'
+import type { Db } from './database.js'
+import type { DB } from './types.js'
+
+/** Where an entry lives; what a scope has no use for is ''. */
+export interface Address {
+  scope: 'global' | 'environment' | 'service' | 'user'
+  owner: string
+  environment: string
+  key: string
+}
+
+export interface StoredEntry extends Address {
+  /** JSON text with sealed boxes at its secrets. */
+  value: string
+  version: number
+  secret_paths: string[]
+  tags: string[]
+  description: string | null
+  created_at: string
+  updated_at: string
+  updated_by: string
+}
+
+/** What must be there for a write to happen; the write itself decides, by its WHERE. */
+export type Expected = { is: 'absent' } | { is: 'present' } | { is: 'version'; versions: number[] }
+
+export interface EntryWrite {
+  operation: 'put' | 'patch' | 'delete'
+  value: string
+  secretPaths: string[]
+  tags: string[]
+  description: string | null
+}
+
+const ENTRY_COLUMNS = [
+  'scope',
+  'owner',
+  'environment',
+  'key',
+  'value',
+  'version',
+  'secret_paths',
+  'tags',
+  'description',
+  'created_at',
+  'updated_at',
+  'updated_by',
+] as const
+
+/** The entry as it is now; no row for an absent, a deleted and an invisible one alike. */
+export function entryAt(db: Db, address: Address): Compilable<StoredEntry> {
+  return db
+    .selectFrom('config_entries')
+    .select(ENTRY_COLUMNS)
+    .where(at(address))
+    .where('deleted', '=', false)
+    .$castTo<StoredEntry>()
+}
+
+/** The same with an audit row of its own: for who reads the secrets in the clear. */
+export function entryAtAudited(db: Db, address: Address, event: ServiceEvent): Compilable<StoredEntry> {
+  const change = db.with('change', (qc) =>
+    qc.selectFrom('config_entries').select(ENTRY_COLUMNS).where(at(address)).where('deleted', '=', false),
+  )
+  return withAudit(change, event, { version: true }).selectFrom('change').selectAll().$castTo<StoredEntry>()
+}
+
+/**
+ * A change of one entry: current row, revision and audit row in one statement. No row when what was
+ * expected is not there; the unique violation of two creations at once (config_entries_pkey) means the same.
+ */
+export function writeEntry(
+  db: Db,
+  address: Address,
+  write: EntryWrite,
+  expected: Expected,
+  event: ServiceEvent,
+): Compilable<StoredEntry> {
+  const { actor } = event.caller
+  const creates = expected.is === 'absent'
+  const entry = {
+    value: write.value,
+    secret_paths: write.secretPaths,
+    tags: write.tags,
+    description: write.description,
+    updated_by: actor.name,
+  }
+  const change = db
+    .with('old', (qc) => qc.selectFrom('config_entries').select('version').where(at(address)))
+    .with('updated', (qc) => {
+      const update = qc
+        .updateTable('config_entries')
+        .set({
+          ...entry,
+          version: sql`config_entries.version + 1`,
+          deleted: write.operation === 'delete',
+          updated_at: sql`now()`,
+        })
+        .where(at(address))
+        .where('deleted', '=', creates)
+      return (
+        expected.is === 'version' ? update.where('version', 'in', expected.versions) : update
+      ).returning(ENTRY_COLUMNS)
+    })
+    .with('inserted', (qc) =>
+      qc
+        .insertInto('config_entries')
+        .columns([
+          'scope',
+          'owner',
+          'environment',
+          'key',
+          'version',
+          'value',
+          'secret_paths',
+          'tags',
+          'description',
+          'updated_by',
+        ])
+        .expression(
+          qc
+            .selectNoFrom([
+              text(address.scope).as('scope'),
+              text(address.owner).as('owner'),
+              text(address.environment).as('environment'),
+              text(address.key).as('key'),
+              sql<number>`1`.as('version'),
+              text(entry.value).as('value'),
+              textArray(entry.secret_paths).as('secret_paths'),
+              textArray(entry.tags).as('tags'),
+              text(entry.description).as('description'),
+              text(entry.updated_by).as('updated_by'),
+            ])
+            .where(
+              creates
+                ? (eb) => eb.not(eb.exists(eb.selectFrom('old').select('old.version')))
+                : sql<SqlBool>`false`,
+            ),
+        )
+        .returning(ENTRY_COLUMNS),
+    )
+    .with('change', (qc) =>
+      qc.selectFrom('updated').selectAll().unionAll(qc.selectFrom('inserted').selectAll()),
+    )
+    .with('revision', (qc) =>
+      qc
+        .insertInto('config_revisions')
+        .columns([
+          'scope',
+          'owner',
+          'environment',
+          'key',
+          'version',
+          'operation',
+          'value',
+          'secret_paths',
+          'tags',
+          'description',
+          'actor_type',
+          'actor_id',
+          'actor_name',
+          'request_id',
+        ])
+        .expression((eb) =>
+          eb
+            .selectFrom('change')
+            .select([
+              'change.scope',
+              'change.owner',
+              'change.environment',
+              'change.key',
+              'change.version',
+              text(write.operation).as('operation'),
+              'change.value',
+              'change.secret_paths',
+              'change.tags',
+              'change.description',
+              text(actor.type).as('actor_type'),
+              sql<number | null>`cast(${actor.id} as integer)`.as('actor_id'),
+              text(actor.name).as('actor_name'),
+              text(event.correlation.requestId).as('request_id'),
+            ]),
+        ),
+    )
+  return withAudit(change, event, { version: true }).selectFrom('change').selectAll().$castTo<StoredEntry>()
+}
+
+export interface Revision {
+  version: number
+  operation: string
+  created_at: string
+  actor_type: string
+  actor_id: number | null
+  actor_name: string
+  tags: string[]
+  description: string | null
+  secret_paths: string[]
+  request_id: string | null
+  value: string
+}
+
+/** An entry's versions, newest first, below `before` where given. */
+export function revisionsOf(
+  db: Db,
+  address: Address,
+  limit: number,
+  before: number | undefined,
+): Compilable<Revision> {
+  const query = db
+    .selectFrom('config_revisions')
+    .select([
+      'version',
+      'operation',
+      'created_at',
+      'actor_type',
+      'actor_id',
+      'actor_name',
+      'tags',
+      'description',
+      'secret_paths',
+      'request_id',
+      'value',
+    ])
+    .where('scope', '=', address.scope)
+    .where('owner', '=', address.owner)
+    .where('environment', '=', address.environment)
+    .where('key', '=', address.key)
+    .orderBy('version', 'desc')
+    .limit(limit)
+  return before === undefined ? query : query.where('version', '<', before)
+}
+
+function at({ scope, owner, environment, key }: Address) {
+  return (eb: ExpressionBuilder<DB, 'config_entries'>): Expression<SqlBool> =>
+    eb.and([
+      eb('scope', '=', scope),
+      eb('owner', '=', owner),
+      eb('environment', '=', environment),
+      eb('key', '=', key),
+    ])
+}
+
+function text(value: string | null) {
+  return sql<string>`cast(${value} as text)`
+}
+
+function textArray(values: string[]) {
+  return sql<string[]>`cast(${values} as text[])`
+}

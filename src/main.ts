@@ -1,0 +1,196 @@
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { connectionConfig } from './db/connection.js'
+import { createLogin } from './db/create-login.js'
+import { migrate } from './db/migrate.js'
+import { type Env, readEnv } from './env.js'
+import { AppError } from './errors.js'
+import { parseServiceKeys } from './first-start.js'
+import { createLogger } from './logger.js'
+import { parseEncryptionKeys } from './security/secret-box.js'
+import { type Serving, serve } from './serve.js'
+
+const MIGRATIONS = fileURLToPath(new URL('../prisma/migrations', import.meta.url))
+const MIGRATE_WAIT_MS = 120_000
+
+const USAGE = `usage: node dist/main.js <command>
+  serve                 the service, on DATABASE_URL
+  migrate               bring the database to the schema of this version; safe from several replicas at once
+  create-login <name>   a login for the service that can do nothing else; prints its password once
+  dev                   service and private PostgreSQL in DATA_DIR (or DATABASE_URL), migrated
+  dev --memory          the same API over memory; nothing is kept
+`
+
+/** Runs a command of the process's arguments; the exit code is 0 for done, 1 for failed, 2 for wrong usage. */
+async function main(args: string[]): Promise<void> {
+  const [command, ...rest] = args
+  if (command === 'serve' && rest.length === 0)
+    return await runService(environment(), requireUrl(environment()))
+  if (command === 'migrate' && rest.length === 0) return await runMigrate(environment())
+  if (command === 'create-login' && rest.length === 1)
+    return await runCreateLogin(environment(), rest[0] ?? '')
+  if (command === 'dev' && rest.length === 0) return await runDev(environment({ LOG_LEVEL: 'warn' }))
+  if (command === 'dev' && rest[0] === '--memory' && rest.length === 1)
+    return await runMemory(environment({ LOG_LEVEL: 'warn' }))
+  process.stderr.write(USAGE)
+  process.exitCode = 2
+}
+
+function environment(defaults: Record<string, string> = {}): Env {
+  return readEnv(
+    { ...defaults, ...process.env },
+    {
+      ENCRYPTION_KEY: parseEncryptionKeys,
+      SERVICE_API_KEY: parseServiceKeys,
+      DATABASE_URL: (url) => connectionConfig({ url, ssl: 'disable', sslCa: undefined }),
+    },
+  )
+}
+
+function requireUrl(env: Env): string {
+  if (env.DATABASE_URL !== undefined) return env.DATABASE_URL
+  throw new AppError(
+    'invalid_request',
+    'DATABASE_URL: is not set (the command dev starts a database of its own)',
+  )
+}
+
+async function runMigrate(env: Env): Promise<void> {
+  const log = createLogger(env.LOG_LEVEL)
+  const stopping = new AbortController()
+  for (const signal of ['SIGTERM', 'SIGINT'] as const)
+    process.once(signal, () => stopping.abort(new Error(`stopped by ${signal}`)))
+  await migrateTo(
+    env,
+    env.DATABASE_UNPOOLED_URL ?? requireUrl(env),
+    (message) => log.info(message),
+    stopping.signal,
+  )
+}
+
+async function migrateTo(
+  env: Env,
+  url: string,
+  log: (message: string) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const pgConfig = connectionConfig({ url, ssl: env.DATABASE_SSL, sslCa: env.DATABASE_SSL_CA })
+  const { applied, unknown } = await migrate({
+    pgConfig,
+    folder: MIGRATIONS,
+    log,
+    waitMs: MIGRATE_WAIT_MS,
+    signal,
+  })
+  if (unknown.length > 0) log(`the database is newer than this version: ${unknown.join(', ')}`)
+  log(applied.length === 0 ? 'the database is up to date' : `applied ${applied.length} migrations`)
+}
+
+async function runCreateLogin(env: Env, name: string): Promise<void> {
+  const url = env.DATABASE_UNPOOLED_URL ?? requireUrl(env)
+  const pgConfig = connectionConfig({ url, ssl: env.DATABASE_SSL, sslCa: env.DATABASE_SSL_CA })
+  const { password } = await createLogin(pgConfig, name, env.DATABASE_TIMEOUT * 1000)
+  process.stdout.write(`login ${name} made; its password, shown once:\n${password}\n`)
+}
+
+/** Serves until a signal; the second signal, and the drain time, end the process at once with code 0. */
+async function runService(
+  env: Env,
+  url: string | null,
+  afterStop: () => Promise<void> = async () => {},
+): Promise<void> {
+  const log = createLogger(env.LOG_LEVEL)
+  const serving = await serve(env, url, log, (token, port) =>
+    log.warn({ setup: setupLine(token, port) }, 'no user yet: create the first owner'),
+  )
+  log.info({ port: serving.port }, 'listening')
+  stopOnSignal(serving, env, afterStop)
+  await serving.ready
+  log.info({}, 'ready')
+}
+
+function stopOnSignal(serving: Serving, env: Env, afterStop: () => Promise<void>): void {
+  let stopping = false
+  const stop = (): void => {
+    if (stopping) process.exit(0)
+    stopping = true
+    setTimeout(() => process.exit(0), env.DRAIN_SECONDS * 1000).unref()
+    void serving
+      .stop()
+      .then(afterStop)
+      .finally(() => process.exit(0))
+  }
+  process.on('SIGTERM', stop)
+  process.on('SIGINT', stop)
+}
+
+async function runDev(env: Env): Promise<void> {
+  if (env.DATABASE_URL !== undefined) {
+    await migrateTo(env, env.DATABASE_UNPOOLED_URL ?? env.DATABASE_URL, say, new AbortController().signal)
+    return await runDevService(env, env.DATABASE_URL, async () => {})
+  }
+  if (env.NODE_ENV === 'production') {
+    throw new AppError(
+      'invalid_request',
+      'DATABASE_URL: is not set, and NODE_ENV=production takes no embedded database',
+    )
+  }
+  const dataDir = resolve(env.DATA_DIR)
+  mkdirSync(dataDir, { recursive: true })
+  const ENCRYPTION_KEY = env.ENCRYPTION_KEY ?? keptKey(join(dataDir, 'encryption-key'))
+  const { startEmbedded } = await import('./db/embedded.js')
+  const database = await startEmbedded({ dataDir: join(dataDir, 'postgres'), log: say })
+  try {
+    await migrateTo(env, database.url, say, new AbortController().signal)
+    await runDevService({ ...env, ENCRYPTION_KEY }, database.url, () => database.stop())
+  } catch (error) {
+    await database.stop()
+    throw error
+  }
+}
+
+async function runMemory(env: Env): Promise<void> {
+  const ENCRYPTION_KEY = env.ENCRYPTION_KEY ?? `memory:${randomBytes(32).toString('base64')}`
+  await runDevService({ ...env, ENCRYPTION_KEY }, null, async () => {})
+}
+
+async function runDevService(env: Env, url: string | null, afterStop: () => Promise<void>): Promise<void> {
+  const log = createLogger(env.LOG_LEVEL)
+  let setup = ''
+  const serving = await serve(env, url, log, (token, port) => (setup = setupLine(token, port)))
+  stopOnSignal(serving, env, afterStop)
+  await serving.ready
+  const base = `http://localhost:${serving.port}`
+  const signIn =
+    setup === '' ? 'sign in:' : 'create the first owner (the token is good for an hour), then sign in:'
+  say(`
+The service listens on ${base}   (${url === null ? 'in memory: nothing is kept' : 'PostgreSQL'})
+  ${signIn}
+${setup === '' ? '' : `    ${setup}\n`}    curl -s ${base}/v1/auth/login -H 'content-type: application/json' -d '{"username":"me","password":"..."}'
+  look around: ${base}/openapi.json  ${base}/health
+  stop with Ctrl-C
+`)
+}
+
+function setupLine(token: string, port: number): string {
+  const body = `{"setup_token":"${token}","username":"me","password":"CHOOSE-A-LONG-ONE"}`
+  return `curl -s http://localhost:${port}/v1/setup -H 'content-type: application/json' -d '${body}'`
+}
+
+/** Made once and kept beside the data it protects: fit for development, not for production. */
+function keptKey(file: string): string {
+  if (!existsSync(file)) writeFileSync(file, `dev:${randomBytes(32).toString('base64')}\n`, { mode: 0o600 })
+  return readFileSync(file, 'utf8').trim()
+}
+
+function say(line: string): void {
+  process.stdout.write(`${line}\n`)
+}
+
+main(process.argv.slice(2)).catch((error: unknown) => {
+  const message = error instanceof Error ? error.message : String(error)
+  process.stdout.write(`${JSON.stringify({ level: 'fatal', time: new Date().toISOString(), message })}\n`)
+  process.exit(1)
+})

@@ -1,0 +1,261 @@
+import { createRoute, z } from '@hono/zod-openapi'
+import { type Caller, actorText, asCaller } from '../db/as-caller.js'
+import {
+  type EventFilter,
+  type NewEvent,
+  type StoredEvent,
+  appendEvents,
+  eventById,
+  eventsPage,
+  storedIds,
+} from '../db/audit-events.js'
+import type { Db } from '../db/database.js'
+import { ROLES } from '../db/users.js'
+import { AppError, type FieldError, notFound } from '../errors.js'
+import type { JsonTree } from '../security/json-tree.js'
+import { eventSchema, readEvent, readTime } from './audit-event.js'
+import { requireCaller, requireRight } from './caller.js'
+import { decodeCursor, encodeCursor, limit } from './cursor.js'
+import { json, problems, timestamp } from './schemas.js'
+import { createRouter, jsonBody, jsonText } from './validate.js'
+
+export interface AuditDeps {
+  db: Db
+  sessionIdleSeconds: number
+}
+
+export const MAX_BATCH = 1000
+
+const eventOut = z
+  .looseObject({
+    id: z.int(),
+    event_id: z.uuid(),
+    event_type: z.string(),
+    level: z.string(),
+    timestamp: z.number(),
+    timestamp_iso: timestamp,
+    received_at: timestamp,
+    source: z.enum(['service', 'client']),
+    actor: z.object({ type: z.string(), id: z.int().nullable(), name: z.string().nullable() }),
+    on_behalf_of: z.int().nullable(),
+    action: z.string().nullable(),
+    target: z.string().nullable(),
+  })
+  .openapi('AuditEvent')
+
+const id = z
+  .string()
+  .regex(/^[1-9]\d{0,9}$/, 'must be an id')
+  .transform(Number)
+  .refine((value) => value < 2 ** 31, 'must be an id')
+const word = z.string().min(1).max(512).optional()
+const time = z.string().transform((value, context) => {
+  try {
+    return readTime(value)
+  } catch {
+    context.addIssue('must be RFC 3339 or epoch seconds')
+    return z.NEVER
+  }
+})
+
+const filters = z.strictObject({
+  event_type: word,
+  level: z.enum(['debug', 'info', 'warning', 'error', 'critical']).optional(),
+  user_id: word,
+  actor_id: id.optional(),
+  on_behalf_of: id.optional(),
+  agent_id: word,
+  session_id: word,
+  action: word,
+  target: word,
+  request_id: word,
+  trace_id: word,
+  source: z.enum(['service', 'client']).optional(),
+  start_time: time.optional(),
+  end_time: time.optional(),
+  received_after: time.optional(),
+})
+
+/** Append events, one or many; read them newest first. */
+export function auditRoutes(deps: AuditDeps) {
+  const { db } = deps
+  const reads = [requireCaller(deps), requireRight('audit:read', ROLES)]
+  const router = createRouter()
+  router.openAPIRegistry.register('AuditEventIn', eventSchema)
+  return router
+    .openapi(
+      createRoute({
+        method: 'post',
+        path: '/v1/audit/events',
+        summary: 'Append one event, or an array of up to 1000; idempotent by event_id',
+        middleware: [requireCaller(deps), requireRight('audit:write', ROLES), jsonBody('audit')],
+        request: {
+          query: z.strictObject({ partial: z.enum(['true', 'false']).optional() }),
+          body: {
+            required: true,
+            ...json(
+              z
+                .unknown()
+                .openapi({ oneOf: [{ $ref: '#/components/schemas/AuditEventIn' }, { type: 'array' }] }),
+            ),
+          },
+        },
+        responses: {
+          201: {
+            description: 'Stored; duplicates were there already, conflicts are the same id with another body',
+            ...json(
+              z.object({
+                accepted: z.int(),
+                duplicates: z.int(),
+                conflicts: z.array(z.string()),
+                rejected: z
+                  .array(z.object({ index: z.int(), path: z.string(), message: z.string() }))
+                  .optional(),
+              }),
+            ),
+          },
+          ...problems,
+        },
+      }),
+      async (c) => {
+        const body = await c.req.json<JsonTree>()
+        const trees = Array.isArray(body) ? body : [body]
+        if (trees.length === 0 || trees.length > MAX_BATCH) {
+          throw new AppError('validation_failed', `A batch has 1 to ${MAX_BATCH} events.`, {
+            errors: [{ path: '', message: `must have 1 to ${MAX_BATCH} events` }],
+          })
+        }
+        const partial = c.req.valid('query').partial === 'true'
+        const replaced = c.get('replacedAt') ?? []
+        const { good, rejected } = readAll(trees, Array.isArray(body), replaced, c.var.correlation)
+        if (rejected.length > 0 && !partial) {
+          const errors = rejected.map(({ index, path, message }) => ({
+            path: Array.isArray(body) ? `/${index}${path}` : path,
+            message,
+          }))
+          throw new AppError('validation_failed', 'Nothing was stored: some events do not fit.', { errors })
+        }
+        const outcome = await append(db, c.var.caller, good)
+        return c.json({ ...outcome, ...(partial ? { rejected } : {}) }, 201)
+      },
+    )
+    .openapi(
+      createRoute({
+        method: 'get',
+        path: '/v1/audit/events',
+        summary: 'Events by filters, newest arrival first',
+        middleware: reads,
+        request: { query: filters.extend({ limit, cursor: z.string().max(1024).optional() }) },
+        responses: {
+          200: {
+            description: 'A page of events',
+            ...json(z.object({ items: z.array(eventOut), next_cursor: z.string().nullable() })),
+          },
+          ...problems,
+        },
+      }),
+      async (c) => {
+        const { limit: size, cursor, ...filter } = c.req.valid('query')
+        const after =
+          cursor === undefined ? undefined : decodeCursor(cursor, filter, z.tuple([timestamp, z.int()]))
+        const position = after && { receivedAt: after[0], id: after[1] }
+        const rows = await asCaller(
+          db,
+          c.var.caller,
+          eventsPage(db, filter as EventFilter, size + 1, position),
+        )
+        const items = rows.slice(0, size)
+        const last = items.at(-1)
+        const next =
+          rows.length > size && last !== undefined ? encodeCursor([last.received_at, last.id], filter) : null
+        return jsonText(
+          c,
+          `{"items":[${items.map(eventJson).join(',')}],"next_cursor":${JSON.stringify(next)}}`,
+          200,
+        )
+      },
+    )
+    .openapi(
+      createRoute({
+        method: 'get',
+        path: '/v1/audit/events/{event_id}',
+        summary: 'One event by its event_id',
+        middleware: reads,
+        request: { params: z.object({ event_id: z.uuid() }) },
+        responses: { 200: { description: 'The event', ...json(eventOut) }, ...problems },
+      }),
+      async (c) => {
+        const [row] = await asCaller(
+          db,
+          c.var.caller,
+          eventById(db, c.req.valid('param').event_id.toLowerCase()),
+        )
+        if (row === undefined) throw notFound('event')
+        return jsonText(c, eventJson(row), 200)
+      },
+    )
+}
+
+interface Rejected extends FieldError {
+  index: number
+}
+
+function readAll(
+  trees: JsonTree[],
+  isBatch: boolean,
+  replacedAt: string[],
+  correlation: Parameters<typeof readEvent>[2],
+): { good: NewEvent[]; rejected: Rejected[] } {
+  const good: NewEvent[] = []
+  const rejected: Rejected[] = []
+  for (const [index, tree] of trees.entries()) {
+    const prefix = isBatch ? `/${index}/` : '/'
+    const replaced = replacedAt
+      .filter((place) => place.startsWith(prefix))
+      .map((place) => place.slice(prefix.length - 1))
+    const event = readEvent(tree, { replaced }, correlation)
+    if (Array.isArray(event)) rejected.push(...event.map((fault) => ({ index, ...fault })))
+    else good.push(event)
+  }
+  return { good, rejected }
+}
+
+/** Stores what is new by its id; the same id with the same body is a duplicate, with another a conflict. */
+async function append(
+  db: Db,
+  caller: Caller,
+  events: NewEvent[],
+): Promise<{ accepted: number; duplicates: number; conflicts: string[] }> {
+  const first = new Map<string, NewEvent>()
+  for (const event of events) if (!first.has(event.eventId)) first.set(event.eventId, event)
+  const fresh = first.size === 0 ? [] : await asCaller(db, caller, appendEvents(caller, [...first.values()]))
+  const freshIds = new Set(fresh.map(({ event_id }) => event_id))
+  const stored = new Map(
+    [...first.values()]
+      .filter(({ eventId }) => freshIds.has(eventId))
+      .map((event) => [event.eventId, event.bodyHash]),
+  )
+  const known = [...first.keys()].filter((eventId) => !freshIds.has(eventId))
+  if (known.length > 0) {
+    for (const row of await asCaller(db, caller, storedIds(db, known))) {
+      if (row.actor === actorText(caller.actor)) stored.set(row.event_id, row.body_hash)
+    }
+  }
+  const counted = new Set(freshIds)
+  let duplicates = 0
+  const conflicts = new Set<string>()
+  for (const { eventId, bodyHash } of events) {
+    if (counted.delete(eventId)) continue
+    if (stored.get(eventId) === bodyHash) duplicates += 1
+    else conflicts.add(eventId)
+  }
+  return { accepted: freshIds.size, duplicates, conflicts: [...conflicts] }
+}
+
+/** The stored text with what the service knows beside it: spliced, so that numbers keep their spelling. */
+function eventJson(row: StoredEvent): string {
+  const { id, received_at, occurred_at, source, on_behalf_of, action, target } = row
+  const actor = { type: row.actor_type, id: row.actor_id, name: row.actor_name }
+  const known = { id, received_at, source, actor, on_behalf_of, action, target, timestamp_iso: occurred_at }
+  return `${row.event.slice(0, -1)},${JSON.stringify(known).slice(1)}`
+}

@@ -1,0 +1,422 @@
+import { createRoute, z } from '@hono/zod-openapi'
+import type { Context } from 'hono'
+import { asCaller } from '../db/as-caller.js'
+import type { ServiceEvent } from '../db/audit.js'
+import {
+  type Address,
+  type EntryWrite,
+  type Expected,
+  type Revision,
+  type StoredEntry,
+  entryAt,
+  entryAtAudited,
+  revisionsOf,
+  writeEntry,
+} from '../db/config.js'
+import type { Db } from '../db/database.js'
+import { sqlState, violatesUnique } from '../db/pg-errors.js'
+import { ROLES } from '../db/users.js'
+import { AppError, notFound } from '../errors.js'
+import { hasPlaceholder, maskValue, revealValue, sealValue } from '../security/config-secrets.js'
+import { parseStoredJson, stringifyJson } from '../security/json-text.js'
+import { type JsonTree, fromPointer } from '../security/json-tree.js'
+import { mergePatch } from '../security/merge-patch.js'
+import type { KeyRing } from '../security/secret-box.js'
+import { isWellFormedText } from '../security/well-formed-text.js'
+import { requireCaller, requireRight } from './caller.js'
+import { ADDRESSES, addressFor, addressText } from './config-address.js'
+import type { AppEnv } from './context.js'
+import { decodeCursor, encodeCursor, limit } from './cursor.js'
+import { etag, isUnchanged, preconditionOf, preconditionRequired, stale } from './preconditions.js'
+import { json, problems, timestamp } from './schemas.js'
+import { createRouter, jsonBody, jsonTree } from './validate.js'
+
+export interface ConfigDeps {
+  db: Db
+  sessionIdleSeconds: number
+  /** null without ENCRYPTION_KEY: what holds a secret is refused. */
+  ring: KeyRing | null
+}
+
+export const MAX_VALUE_BYTES = 256 * 1024
+/** How often a change without If-Match is tried again when others change the same entry. */
+const MAX_ATTEMPTS = 20
+/** A password this old no longer opens secrets. */
+const REAUTHENTICATION_MS = 15 * 60_000
+
+const plainText = (max: number) =>
+  z.string().min(1).max(max).refine(isWellFormedText, 'must be well-formed text without NUL')
+const anyJson = z.unknown().openapi({ description: 'Any JSON; numbers keep their spelling' })
+
+const putBody = z.strictObject({
+  value: anyJson,
+  tags: z.array(plainText(64)).max(32).default([]),
+  description: plainText(1024).nullable().default(null),
+  secret_paths: z
+    .array(z.string().max(1024).refine(isPointer, 'must be a JSON Pointer (RFC 6901)'))
+    .max(100)
+    .default([]),
+})
+
+const entrySchema = z
+  .object({
+    scope: z.enum(['global', 'environment', 'service', 'user']),
+    owner: z.string().nullable(),
+    environment: z.string().nullable(),
+    key: z.string(),
+    value: anyJson,
+    version: z.int(),
+    secret_paths: z.array(z.string()),
+    tags: z.array(z.string()),
+    description: z.string().nullable(),
+    created_at: timestamp,
+    updated_at: timestamp,
+    updated_by: z.string(),
+  })
+  .openapi('ConfigEntry')
+
+const revisionSchema = z
+  .object({
+    version: z.int(),
+    operation: z.enum(['put', 'patch', 'delete', 'restore']),
+    created_at: timestamp,
+    actor: z.object({ type: z.string(), id: z.int().nullable(), name: z.string() }),
+    tags: z.array(z.string()),
+    description: z.string().nullable(),
+    secret_paths: z.array(z.string()),
+    request_id: z.string().nullable(),
+    value: anyJson.optional(),
+  })
+  .openapi('ConfigRevision')
+
+const entryAnswer = { description: 'The entry, secrets masked; ETag is its version', ...json(entrySchema) }
+
+/** Entries of all four scopes: read, create or replace, merge, delete; every change has its revision. */
+export function configRoutes(deps: ConfigDeps) {
+  const { db, ring } = deps
+  const router = createRouter()
+  const reads = [requireCaller(deps), requireRight('config:read', ROLES)]
+  const writes = [requireCaller(deps), requireRight('config:write', ROLES), jsonBody('strict')]
+
+  for (const { scope, path, params, query } of ADDRESSES) {
+    const environmentOf = (given: object): string | undefined =>
+      (given as { environment?: string }).environment
+
+    router.openapi(
+      createRoute({
+        method: 'get',
+        path,
+        summary: `Read a ${scope} entry`,
+        middleware: reads,
+        request: { params, query: query.extend({ reveal: z.enum(['true', 'false']).optional() }) },
+        responses: { 200: entryAnswer, 304: { description: 'Unchanged since If-None-Match' }, ...problems },
+      }),
+      async (c) => {
+        const { caller } = c.var
+        const { reveal, ...rest } = c.req.valid('query')
+        const address = addressFor(caller, scope, c.req.valid('param'), environmentOf(rest), 'read')
+        if (reveal === 'true') requireReveal(c)
+        const statement =
+          reveal === 'true'
+            ? entryAtAudited(db, address, configEvent(c, address, 'config.reveal'))
+            : entryAt(db, address)
+        const [entry] = await asCaller(db, caller, statement)
+        if (entry === undefined) throw notFound('entry')
+        if (reveal !== 'true' && isUnchanged(c, entry.version))
+          return c.body(null, 304, { etag: etag(entry.version) }) as never
+        if (reveal === 'true') c.header('cache-control', 'no-store')
+        return entryResponse(c, entry, 200, (stored) =>
+          reveal === 'true' ? revealValue(ring, sealAddress(address), stored) : maskValue(stored),
+        )
+      },
+    )
+
+    router.openapi(
+      createRoute({
+        method: 'put',
+        path,
+        summary: `Create or replace a ${scope} entry`,
+        middleware: writes,
+        request: { params, query, body: { required: true, ...json(putBody) } },
+        responses: { 200: entryAnswer, 201: entryAnswer, ...problems },
+      }),
+      async (c) => {
+        const address = addressFor(
+          c.var.caller,
+          scope,
+          c.req.valid('param'),
+          environmentOf(c.req.valid('query')),
+          'write',
+        )
+        const body = c.req.valid('json')
+        const given = preconditionOf(c)
+        const precondition: Expected = given ?? { is: 'absent' }
+        const write = (stored: JsonTree | undefined): EntryWrite => ({
+          operation: 'put',
+          value: sealedText(address, body.secret_paths, body.value as JsonTree, stored),
+          secretPaths: body.secret_paths,
+          tags: body.tags,
+          description: body.description,
+        })
+        const entry = hasPlaceholder(body.value as JsonTree)
+          ? await changeStored(c, address, precondition, (stored) =>
+              write(stored && parseStoredJson(stored.value)),
+            )
+          : await tryWrite(c, address, write(undefined), precondition)
+        if (entry === undefined) throw given === undefined ? preconditionRequired() : stale()
+        return entryResponse(c, entry, precondition.is === 'absent' ? 201 : 200, maskValue)
+      },
+    )
+
+    router.openapi(
+      createRoute({
+        method: 'patch',
+        path,
+        summary: `Merge into a ${scope} entry's value (RFC 7396)`,
+        middleware: writes,
+        request: {
+          params,
+          query,
+          body: { required: true, content: { 'application/merge-patch+json': { schema: anyJson } } },
+        },
+        responses: { 200: entryAnswer, ...problems },
+      }),
+      async (c) => {
+        const address = addressFor(
+          c.var.caller,
+          scope,
+          c.req.valid('param'),
+          environmentOf(c.req.valid('query')),
+          'write',
+        )
+        const patch = (await c.req.json<JsonTree>()) as JsonTree
+        const precondition = preconditionOf(c) ?? { is: 'present' }
+        const entry = await changeStored(c, address, precondition, (current) => {
+          if (current === undefined) throw notFound('entry')
+          const stored = parseStoredJson(current.value)
+          return {
+            operation: 'patch',
+            value: sealedText(address, current.secret_paths, mergePatch(maskValue(stored), patch), stored),
+            secretPaths: current.secret_paths,
+            tags: current.tags,
+            description: current.description,
+          }
+        })
+        if (entry === undefined) throw stale()
+        return entryResponse(c, entry, 200, maskValue)
+      },
+    )
+
+    router.openapi(
+      createRoute({
+        method: 'delete',
+        path,
+        summary: `Delete a ${scope} entry; its versions go on when it is created again`,
+        middleware: writes,
+        request: { params, query },
+        responses: { 204: { description: 'Deleted' }, ...problems },
+      }),
+      async (c) => {
+        const address = addressFor(
+          c.var.caller,
+          scope,
+          c.req.valid('param'),
+          environmentOf(c.req.valid('query')),
+          'write',
+        )
+        const precondition = preconditionOf(c)
+        const tombstone: EntryWrite = {
+          operation: 'delete',
+          value: 'null',
+          secretPaths: [],
+          tags: [],
+          description: null,
+        }
+        const expected: Expected = precondition ?? { is: 'version', versions: [0] }
+        const deleted = expected.is === 'absent' ? undefined : await tryWrite(c, address, tombstone, expected)
+        if (deleted !== undefined) return c.body(null, 204)
+        const [current] = await asCaller(db, c.var.caller, entryAt(db, address))
+        if (current === undefined) throw notFound('entry')
+        throw precondition === undefined ? preconditionRequired() : stale()
+      },
+    )
+
+    router.openapi(
+      createRoute({
+        method: 'get',
+        path: `${path}/revisions`,
+        summary: `The versions of a ${scope} entry, newest first`,
+        middleware: reads,
+        request: {
+          params,
+          query: query.extend({
+            limit,
+            cursor: z.string().max(512).optional(),
+            values: z.enum(['true', 'false']).optional(),
+          }),
+        },
+        responses: {
+          200: {
+            description: 'A page of revisions; secrets masked',
+            ...json(z.object({ items: z.array(revisionSchema), next_cursor: z.string().nullable() })),
+          },
+          ...problems,
+        },
+      }),
+      async (c) => {
+        const { limit: size, cursor, values, ...rest } = c.req.valid('query')
+        const address = addressFor(c.var.caller, scope, c.req.valid('param'), environmentOf(rest), 'read')
+        const before = cursor === undefined ? undefined : decodeCursor(cursor, address, z.tuple([z.int()]))[0]
+        const rows = await asCaller(db, c.var.caller, revisionsOf(db, address, size + 1, before))
+        if (rows.length === 0 && cursor === undefined) throw notFound('entry')
+        const items = rows.slice(0, size)
+        const last = items.at(-1)
+        const next = rows.length > size && last !== undefined ? encodeCursor([last.version], address) : null
+        return jsonTree(
+          c,
+          { items: items.map((row) => revisionOut(row, values === 'true')), next_cursor: next },
+          200,
+        )
+      },
+    )
+  }
+  return router
+
+  /** Reads, changes and writes on the version read; tried again when the caller named no version. */
+  async function changeStored(
+    c: Context<AppEnv>,
+    address: Address,
+    precondition: Expected,
+    change: (current: StoredEntry | undefined) => EntryWrite,
+  ): Promise<StoredEntry | undefined> {
+    for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt += 1) {
+      const [current] = await asCaller(db, c.var.caller, entryAt(db, address))
+      const write = change(current)
+      if (precondition.is === 'absent')
+        return current === undefined ? await tryWrite(c, address, write, precondition) : undefined
+      if (current === undefined) return undefined
+      if (precondition.is === 'version' && !precondition.versions.includes(current.version)) return undefined
+      const written = await tryWrite(c, address, write, { is: 'version', versions: [current.version] })
+      if (written !== undefined || precondition.is === 'version') return written
+    }
+    throw new AppError('conflict', 'Others keep changing this entry; try again.', { retryAfterSeconds: 1 })
+  }
+
+  async function tryWrite(
+    c: Context<AppEnv>,
+    address: Address,
+    write: EntryWrite,
+    expected: Expected,
+  ): Promise<StoredEntry | undefined> {
+    try {
+      const event = configEvent(c, address, `config.${write.operation}`)
+      const [entry] = await asCaller(db, c.var.caller, writeEntry(db, address, write, expected, event))
+      return entry
+    } catch (error) {
+      // Someone else created it in the same moment.
+      if (violatesUnique(error, 'config_entries_pkey')) return undefined
+      if (sqlState(error) === '42501')
+        throw new AppError('forbidden', 'You may not change this entry.', { cause: error })
+      throw error
+    }
+  }
+
+  function sealedText(
+    address: Address,
+    secretPaths: string[],
+    next: JsonTree,
+    stored: JsonTree | undefined,
+  ): string {
+    if (Buffer.byteLength(stringifyJson(next)) > MAX_VALUE_BYTES) {
+      throw new AppError('too_large', `A value has at most ${MAX_VALUE_BYTES} bytes.`)
+    }
+    return stringifyJson(sealValue({ ring, address: sealAddress(address), secretPaths, next, stored }))
+  }
+}
+
+function isPointer(text: string): boolean {
+  try {
+    fromPointer(text, '')
+    return isWellFormedText(text)
+  } catch {
+    return false
+  }
+}
+
+function sealAddress({ scope, owner, environment, key }: Address) {
+  return { scope, owner: owner || null, environment: environment || null, key }
+}
+
+function requireReveal(c: Context<AppEnv>): void {
+  const { caller } = c.var
+  if (caller.sessionId === null) {
+    if (!caller.scopes.includes('config:reveal')) {
+      throw new AppError('insufficient_scope', 'The key lacks the scope config:reveal.')
+    }
+    return
+  }
+  if (caller.role !== 'owner') throw new AppError('forbidden', 'Only owners may read secrets in the clear.')
+  if (Date.now() - Date.parse(c.var.session.authenticated_at) > REAUTHENTICATION_MS) {
+    throw new AppError('reauthentication_required', 'Give your password again first.')
+  }
+}
+
+function configEvent(c: Context<AppEnv>, address: Address, action: string): ServiceEvent {
+  const { caller, correlation } = c.var
+  return {
+    caller,
+    correlation,
+    eventType: 'config_change',
+    level: 'info',
+    action,
+    target: addressText(address),
+    message: `Configuration: ${action.slice('config.'.length)} ${addressText(address)}`,
+  }
+}
+
+function entryResponse(
+  c: Context<AppEnv>,
+  entry: StoredEntry,
+  status: 200 | 201,
+  show: (stored: JsonTree) => JsonTree,
+): never {
+  c.header('etag', etag(entry.version))
+  const {
+    scope,
+    owner,
+    environment,
+    key,
+    version,
+    secret_paths,
+    tags,
+    description,
+    created_at,
+    updated_at,
+    updated_by,
+  } = entry
+  return jsonTree(
+    c,
+    {
+      scope,
+      owner: owner === '' ? null : owner,
+      environment: environment === '' ? null : environment,
+      key,
+      value: show(parseStoredJson(entry.value)),
+      version,
+      secret_paths,
+      tags,
+      description,
+      created_at,
+      updated_at,
+      updated_by,
+    },
+    status,
+  )
+}
+
+function revisionOut(row: Revision, withValue: boolean): JsonTree {
+  const { version, operation, created_at, tags, description, secret_paths, request_id } = row
+  const actor = { type: row.actor_type, id: row.actor_id, name: row.actor_name }
+  const value = withValue ? { value: maskValue(parseStoredJson(row.value)) } : {}
+  return { version, operation, created_at, actor, tags, description, secret_paths, request_id, ...value }
+}

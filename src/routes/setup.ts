@@ -1,0 +1,75 @@
+import { createRoute, z } from '@hono/zod-openapi'
+import { SYSTEM, asCaller } from '../db/as-caller.js'
+import type { Db } from '../db/database.js'
+import { forgetSetupTokens, validSetupToken } from '../db/setup.js'
+import { inTransaction } from '../db/transaction.js'
+import { anyUser, createUser, lockSetup } from '../db/users.js'
+import { AppError, notFound } from '../errors.js'
+import { type Passwords, assertPasswordAcceptable } from '../security/passwords.js'
+import { hashToken, isSetupToken } from '../security/tokens.js'
+import { json, problems, userSchema, username } from './schemas.js'
+import { createRouter, jsonBody, refuseIdempotencyKey } from './validate.js'
+
+export interface SetupDeps {
+  db: Db
+  passwords: Passwords
+}
+
+const setupBody = z.strictObject({
+  setup_token: z.string().max(128),
+  username,
+  password: z.string().max(1024),
+})
+
+/** The first owner, by the one-time link that the start of the service printed. Gone once any user exists. */
+export function setupRoutes({ db, passwords }: SetupDeps) {
+  return createRouter().openapi(
+    createRoute({
+      method: 'post',
+      path: '/v1/setup',
+      summary: 'Create the first owner with the one-time set-up token',
+      middleware: [refuseIdempotencyKey, jsonBody('strict')] as const,
+      request: { body: { required: true, ...json(setupBody) } },
+      responses: { 201: { description: 'The owner', ...json(z.object({ user: userSchema })) }, ...problems },
+    }),
+    async (c) => {
+      const { setup_token, username, password } = c.req.valid('json')
+      const tokenHash = hashToken(setup_token)
+      const [someone] = await asCaller(db, SYSTEM, anyUser(db))
+      if (someone !== undefined) throw notFound('address')
+      // Before the password is hashed: guessing must not cost a hash.
+      const [token] = isSetupToken(setup_token)
+        ? await asCaller(db, SYSTEM, validSetupToken(db, tokenHash))
+        : []
+      if (token === undefined)
+        throw new AppError('invalid_credentials', 'The set-up token is wrong or too old.')
+      assertPasswordAcceptable(password)
+      const passwordHash = await passwords.hash(password)
+      const user = await inTransaction(db, SYSTEM, async (tx) => {
+        await tx.executeQuery(lockSetup(tx))
+        const { rows: users } = await tx.executeQuery(anyUser(tx))
+        if (users.length > 0) throw notFound('address')
+        const { rows: tokens } = await tx.executeQuery(validSetupToken(tx, tokenHash))
+        if (tokens.length === 0)
+          throw new AppError('invalid_credentials', 'The set-up token is wrong or too old.')
+        await tx.executeQuery(forgetSetupTokens(tx))
+        const owner = { username, passwordHash, role: 'owner', mustChangePassword: false } as const
+        const created = await tx.executeQuery(
+          createUser(tx, owner, {
+            caller: SYSTEM,
+            correlation: c.var.correlation,
+            eventType: 'user_action',
+            level: 'warning',
+            action: 'setup.complete',
+            target: null,
+            message: 'First owner created with the set-up token',
+            metadata: { username },
+          }),
+        )
+        return created.rows[0]
+      })
+      if (user === undefined) throw new AppError('internal', 'The request failed.')
+      return c.json({ user }, 201)
+    },
+  )
+}

@@ -1,0 +1,166 @@
+import { createHmac, randomBytes } from 'node:crypto'
+import type { Server } from 'node:http'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { type HttpBindings, createAdaptorServer } from '@hono/node-server'
+import { type AppDeps, createApp } from './app.js'
+import { asApp } from './db/as-caller.js'
+import { createDatabase } from './db/database.js'
+import { explainConnectFailure } from './db/pg-errors.js'
+import { safetyFaults } from './db/safety.js'
+import type { ConnectionSource } from './db/source.js'
+import type { Env } from './env.js'
+import { AppError } from './errors.js'
+import { ensureFirstOwner, ensureServiceUser, parseServiceKeys } from './first-start.js'
+import type { HealthState } from './routes/health.js'
+import { createPasswords, hashingConcurrency } from './security/passwords.js'
+import { parseEncryptionKeys } from './security/secret-box.js'
+import type { Log } from './routes/context.js'
+
+export interface ServiceOptions {
+  env: Env
+  source: ConnectionSource
+  /** For streams: a slow reader must not hold a connection that others wait for. */
+  streamSource: ConnectionSource
+  log: Log
+  /** False in memory, where there are no roles to check. */
+  checkRoles: boolean
+  /** Told once, when there is no user yet. */
+  onSetupToken: (token: string) => void
+}
+
+/** How old the database's last answer may be for the service to count as ready. */
+const ANSWER_MAX_AGE_MS = 10_000
+const PROBE_MS = 1000
+
+/** The app over its sources, and what brings it to readiness; nothing is listened on yet. */
+export function createService(options: ServiceOptions) {
+  const { env, source, streamSource, log } = options
+  const db = createDatabase(source)
+  const streams = createDatabase(streamSource)
+  const passwords = createPasswords({
+    cost: env.BCRYPT_COST,
+    maxConcurrent: hashingConcurrency(env.UV_THREADPOOL_SIZE),
+  })
+  let phase: 'starting' | 'serving' | 'draining' = 'starting'
+  let probe: Promise<void> | undefined
+
+  const health = async (): Promise<HealthState> => {
+    if (phase === 'serving' && !answeredLately()) {
+      probe ??= asApp(
+        db,
+        db.selectNoFrom((eb) => eb.lit(1).as('one')),
+      )
+        .then(
+          () => undefined,
+          () => undefined,
+        )
+        .finally(() => (probe = undefined))
+      await Promise.race([probe, sleep(PROBE_MS, undefined, { ref: false })])
+    }
+    const { sinceAnswerMs } = source.stats()
+    const status = phase === 'serving' ? (answeredLately() ? 'ok' : 'unavailable') : phase
+    return {
+      status,
+      database_answered_seconds_ago: sinceAnswerMs === null ? null : Math.round(sinceAnswerMs) / 1000,
+    }
+  }
+  const answeredLately = (): boolean => (source.stats().sinceAnswerMs ?? Infinity) < ANSWER_MAX_AGE_MS
+
+  const deps: AppDeps = {
+    db,
+    streams,
+    passwords,
+    health,
+    log,
+    hmac: keyedHash(env.ENCRYPTION_KEY),
+    ring: env.ENCRYPTION_KEY === undefined ? null : parseEncryptionKeys(env.ENCRYPTION_KEY),
+    sessionTtlSeconds: env.SESSION_HOURS * 3600,
+    sessionIdleSeconds: env.SESSION_IDLE_MINUTES * 60,
+  }
+
+  /** Tries until the database is there; rejects when serving from it would be unsafe. */
+  async function becomeReady(signal: AbortSignal): Promise<void> {
+    for (let attempt = 0; !signal.aborted; attempt += 1) {
+      try {
+        await prepare()
+        phase = phase === 'starting' ? 'serving' : phase
+        return
+      } catch (error) {
+        if (!(error instanceof AppError) || error.code === 'invalid_request' || error.code === 'internal')
+          throw error
+        const reason = explainConnectFailure(error.cause ?? error)
+        if (attempt % 10 === 0) log.warn({ reason }, 'waiting for the database')
+        await sleep(Math.min(250 * 2 ** Math.min(attempt, 4), 2000), undefined, { signal }).catch(
+          () => undefined,
+        )
+      }
+    }
+  }
+
+  async function prepare(): Promise<void> {
+    if (options.checkRoles) {
+      const faults = (await asApp(db, safetyFaults())).map(({ fault }) => fault)
+      const missing = faults.filter((fault) => fault.endsWith('run the migrations'))
+      if (missing.length > 0)
+        throw new AppError('unavailable', 'not migrated', { cause: new Error(missing.join('; ')) })
+      if (faults.length > 0) {
+        throw new AppError(
+          'invalid_request',
+          `This database is not safe to serve from:\n  ${faults.join('\n  ')}`,
+        )
+      }
+    }
+    const { AUTH_LOGIN: username, AUTH_PASSWORD: password } = env
+    const owner = username === undefined || password === undefined ? undefined : { username, password }
+    const token = await ensureFirstOwner(db, passwords, owner)
+    await ensureServiceUser(
+      db,
+      env.SERVICE_API_KEY === undefined ? [] : parseServiceKeys(env.SERVICE_API_KEY),
+    )
+    if (token !== null) options.onSetupToken(token)
+  }
+
+  return {
+    app: createApp(deps),
+    becomeReady,
+    /** From now on not ready, and no new connection to the database is waited for. */
+    drain: (): void => void (phase = 'draining'),
+    end: async (timeoutMs: number): Promise<void> => {
+      await Promise.all([source.end(timeoutMs), streamSource.end(timeoutMs)])
+    },
+  }
+}
+
+/** Listens; resolves with the port when the socket is open. */
+export async function listen(
+  fetch: (request: Request, env: HttpBindings) => Response | Promise<Response>,
+  host: string,
+  port: number,
+): Promise<{ server: Server; port: number }> {
+  const server = createAdaptorServer({ fetch: fetch as never }) as Server
+  // The platform's edge keeps idle connections for 60 s: ours must not be the first to close.
+  server.keepAliveTimeout = 65_000
+  server.headersTimeout = 66_000
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject)
+    server.listen(port, host, resolve)
+  })
+  const address = server.address()
+  return { server, port: typeof address === 'object' && address !== null ? address.port : port }
+}
+
+/** Stops accepting, lets requests finish, and cuts what is left when `timeoutMs` is over. */
+export async function closeServer(server: Server, timeoutMs: number): Promise<void> {
+  const cut = setTimeout(() => server.closeAllConnections(), timeoutMs)
+  await new Promise<void>((resolve) => {
+    server.close(() => resolve())
+    server.closeIdleConnections()
+  })
+  clearTimeout(cut)
+}
+
+/** Without ENCRYPTION_KEY the key lives as long as the process: equal names are then equal until a restart. */
+function keyedHash(encryptionKey: string | undefined): (text: string) => string {
+  const key = encryptionKey ?? randomBytes(32)
+  return (text) => createHmac('sha256', key).update(`audit-username:${text}`).digest('hex').slice(0, 32)
+}

@@ -1,0 +1,84 @@
+import { randomBytes } from 'node:crypto'
+import pg from 'pg'
+import { connectionConfig } from '../src/db/connection.js'
+import { GuardedPool } from '../src/db/guarded-pool.js'
+import { MemorySource } from '../src/db/memory.js'
+import { type PoolSettings, budgetsFor, createPool } from '../src/db/pool.js'
+import type { ConnectionSource } from '../src/db/source.js'
+
+/** Which database this run is on. */
+export const engine = process.env['TEST_ENGINE'] === 'memory' ? 'memory' : 'postgres'
+
+export interface TestDatabase {
+  source: ConnectionSource
+  /** A superuser's URL of this database; null in memory. */
+  url: string | null
+  drop(): Promise<void>
+}
+
+/** An empty, migrated database of one's own on the engine of this run. */
+export async function createTestDatabase(settings: Partial<PoolSettings> = {}): Promise<TestDatabase> {
+  if (engine === 'memory') {
+    return { source: new MemorySource(), url: null, drop: async () => {} }
+  }
+  const { url, drop } = await createPostgresDatabase()
+  const source = guardedPool(await serviceUrl(url), settings)
+  return {
+    source,
+    url,
+    async drop() {
+      await source.end(1000)
+      await drop()
+    },
+  }
+}
+
+/** A pool as the service has it, with shorter limits; `settings` overrides any. */
+export function guardedPool(url: string, settings: Partial<PoolSettings> = {}): GuardedPool {
+  const size = settings.size ?? 5
+  const pool = createPool({
+    connection: connectionConfig({ url, ssl: 'disable', sslCa: undefined }),
+    size,
+    budgets: budgetsFor(10_000),
+    pooled: false,
+    applicationName: 'gary-test',
+    lifetimeMs: 60_000,
+    onIdleError: () => {},
+    ...settings,
+  })
+  return new GuardedPool(pool, size)
+}
+
+/** A copy of the migrated template on the run's server. */
+export async function createPostgresDatabase(): Promise<{ url: string; drop: () => Promise<void> }> {
+  const name = `gary_test_${randomBytes(6).toString('hex')}`
+  await onServer(`create database ${name} template ${process.env['TEST_TEMPLATE'] ?? ''}`)
+  const url = new URL(process.env['TEST_POSTGRES_URL'] ?? '')
+  url.pathname = `/${name}`
+  return { url: url.href, drop: () => onServer(`drop database if exists ${name} with (force)`) }
+}
+
+/** One statement as the superuser, outside any database of a test. */
+export async function onServer(text: string): Promise<void> {
+  const client = new pg.Client({ connectionString: process.env['TEST_POSTGRES_URL'] })
+  await client.connect()
+  try {
+    // The template is copied by one test at a time: CREATE DATABASE refuses a template in use.
+    await client.query("select pg_advisory_lock(hashtext('gary-test'))")
+    await client.query(text)
+  } finally {
+    await client.end()
+  }
+}
+
+/** TEST_LOGIN=dedicated: the suite connects with a login of `create-login`, not as the superuser. */
+async function serviceUrl(url: string): Promise<string> {
+  if (process.env['TEST_LOGIN'] !== 'dedicated') return url
+  const { createLogin } = await import('../src/db/create-login.js')
+  const name = `svc_${randomBytes(6).toString('hex')}`
+  const { password } = await createLogin({ connectionString: url }, name, 10_000)
+  const own = new URL(url)
+  own.username = name
+  own.password = password
+  return own.href
+}
