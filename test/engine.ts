@@ -13,19 +13,39 @@ export interface TestDatabase {
   source: ConnectionSource
   /** A superuser's URL of this database; null in memory. */
   url: string | null
+  /** All rows of a statement, past every policy: as the superuser. */
+  read(text: string): Promise<unknown[]>
   drop(): Promise<void>
 }
 
 /** An empty, migrated database of one's own on the engine of this run. */
 export async function createTestDatabase(settings: Partial<PoolSettings> = {}): Promise<TestDatabase> {
   if (engine === 'memory') {
-    return { source: new MemorySource(), url: null, drop: async () => {} }
+    const source = new MemorySource()
+    const read = async (text: string): Promise<unknown[]> => {
+      const connection = await source.connect()
+      try {
+        return (await connection.execute([{ text, values: [], name: undefined }])).rows
+      } finally {
+        connection.release()
+      }
+    }
+    return { source, url: null, read, drop: async () => {} }
   }
   const { url, drop } = await createPostgresDatabase()
   const source = guardedPool(await serviceUrl(url), settings)
   return {
     source,
     url,
+    async read(text) {
+      const client = new pg.Client({ connectionString: url })
+      await client.connect()
+      try {
+        return (await client.query<object>(text)).rows
+      } finally {
+        await client.end()
+      }
+    },
     async drop() {
       await source.end(1000)
       await drop()

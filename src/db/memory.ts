@@ -23,18 +23,23 @@ type Row = Record<string, unknown>
 export class MemorySource implements ConnectionSource {
   readonly #db: IMemoryDb
   readonly #client: MemoryClient
+  /** What now() answers: one moment for a whole transaction, as on a server. */
+  readonly #clock = { now: new Date() }
   #turn: Promise<void> = Promise.resolve()
   #waiting = 0
   #lastAnswer: number | null = null
 
   constructor() {
     this.#db = newDb({ noAstCoverageCheck: true })
-    registerFunctions(this.#db)
+    registerFunctions(this.#db, this.#clock)
     for (const file of tableMigrations()) this.#db.public.none(file)
     this.#db.createSchema('reports')
     this.#db.public.none(LOGINS_VIEW)
-    const { Client } = this.#db.adapters.createPg() as { Client: new () => MemoryClient }
-    this.#client = new Client()
+    const { public: schema } = this.#db
+    this.#client = {
+      query: ({ text, values }) =>
+        Promise.resolve(schema.query(withLiterals(text, values)) as unknown as Answer),
+    }
   }
 
   async connect(): Promise<SourceConnection> {
@@ -44,7 +49,7 @@ export class MemorySource implements ConnectionSource {
     this.#turn = new Promise((resolve) => (release = resolve))
     await previous
     this.#waiting -= 1
-    return new MemoryConnection(this.#db, this.#client, () => {
+    return new MemoryConnection(this.#db, this.#client, this.#clock, () => {
       this.#lastAnswer = performance.now()
       release()
     })
@@ -68,12 +73,14 @@ export class MemorySource implements ConnectionSource {
 class MemoryConnection implements SourceConnection {
   readonly #db: IMemoryDb
   readonly #client: MemoryClient
+  readonly #clock: { now: Date }
   readonly release: () => void
   #transaction: { restore(): void } | undefined
 
-  constructor(db: IMemoryDb, client: MemoryClient, release: () => void) {
+  constructor(db: IMemoryDb, client: MemoryClient, clock: { now: Date }, release: () => void) {
     this.#db = db
     this.#client = client
+    this.#clock = clock
     this.release = release
   }
 
@@ -84,6 +91,7 @@ class MemoryConnection implements SourceConnection {
   }
 
   async #one({ text, values, name }: Statement): Promise<Result> {
+    if (this.#transaction === undefined) this.#clock.now = new Date()
     if (name === 'identity') return { command: 'SELECT', rowCount: 1, rows: [] }
     if (text.startsWith('begin')) {
       this.#transaction = this.#db.backup()
@@ -110,6 +118,18 @@ class MemoryConnection implements SourceConnection {
     const { rows } = await this.#one(statement)
     for (let start = 0; start < rows.length; start += batchSize) yield rows.slice(start, start + batchSize)
   }
+}
+
+/** pg-mem's own escaping breaks texts with a backslash; ours is that of standard_conforming_strings. */
+function withLiterals(text: string, values: unknown[]): string {
+  return text.replaceAll(/\$(\d+)/g, (_, position: string) => literal(values[Number(position) - 1]))
+}
+
+function literal(value: unknown): string {
+  if (value === null || value === undefined) return 'null'
+  if (typeof value === 'number' || typeof value === 'boolean') return String(value)
+  if (Array.isArray(value)) return value.length === 0 ? "'{}'" : `array[${value.map(literal).join(',')}]`
+  return `'${String(value).replaceAll("'", "''")}'`
 }
 
 type Answer = Awaited<ReturnType<MemoryClient['query']>>
@@ -189,13 +209,18 @@ function tableMigrations(): string[] {
       .filter((name) => name.includes('_tables_'))
       .sort()
       .map((name) => readFileSync(new URL(`${name}/migration.sql`, MIGRATIONS), 'utf8'))
-      // To pg-mem a timestamp with a precision is a type of its own, which nothing casts to.
-      .map((file) => file.replaceAll('TIMESTAMPTZ(6)', 'TIMESTAMPTZ'))
+      // To pg-mem a timestamp with a precision is a type of its own, which nothing casts to, and
+      // CURRENT_TIMESTAMP is the moment of planning.
+      .map((file) =>
+        file.replaceAll('TIMESTAMPTZ(6)', 'TIMESTAMPTZ').replaceAll('CURRENT_TIMESTAMP', 'now()'),
+      )
   )
 }
 
-function registerFunctions(db: IMemoryDb): void {
+function registerFunctions(db: IMemoryDb, clock: { now: Date }): void {
   const { public: schema } = db
+  const now = { name: 'now', returns: DataType.timestamptz, impure: true, implementation: () => clock.now }
+  db.getSchema('pg_catalog').registerFunction(now, true)
   schema.registerFunction({
     name: 'gen_random_uuid',
     returns: DataType.uuid,

@@ -70,7 +70,7 @@ export async function migrate(options: MigrateOptions): Promise<MigrateResult> {
         if (stop.aborted) throw error
         // P1002: somebody else has the engine's lock, so an unfinished row may be theirs: wait again.
         if (codeOf(error) === 'P1002') continue
-        await rollBackUnfinished(lock, log)
+        await rollBackUnfinished(lock, log).catch(() => {}) // else the next run does it
         throw error
       }
     }
@@ -131,8 +131,9 @@ async function applyAll(
     const { appliedMigrationNames: applied } = await engine.applyMigrations({ migrationsList, filters })
     return { applied, unknown }
   } catch (error) {
-    if (current === undefined || codeOf(error) === 'P1002') throw error
-    throw new MigrationError('failed', `Migration ${current} failed: ${serverMessage(error)}`, error)
+    if (error instanceof MigrationError || codeOf(error) === 'P1002') throw error
+    const what = current === undefined ? 'The migrations' : `Migration ${current}`
+    throw new MigrationError('failed', `${what} failed: ${serverMessage(error)}`, error)
   } finally {
     await close()
   }

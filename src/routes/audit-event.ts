@@ -49,7 +49,7 @@ export const eventSchema = z
     memory_usage: number,
     error_type: text,
     error_message: text,
-    error_details: z.unknown(),
+    error_details: z.unknown().optional(),
     stack_trace: text,
     request_id: text,
     trace_id: text,
