@@ -31,6 +31,16 @@ export default defineConfig({
           globalSetup: ['test/postgres-server.ts'],
         },
       },
+      {
+        test: {
+          ...common,
+          testTimeout: 180_000,
+          name: 'examples',
+          include: ['test/examples/**/*.test.ts'],
+          env: { TEST_ENGINE: 'postgres' },
+          globalSetup: ['test/postgres-server.ts'],
+        },
+      },
     ],
   },
 })

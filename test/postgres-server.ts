@@ -14,8 +14,7 @@ import { migrate } from '../src/db/migrate.js'
 export async function setup(): Promise<() => Promise<void>> {
   const given = process.env['TEST_POSTGRES_URL']
   const folder = await mkdtemp(join(tmpdir(), 'gary-test-'))
-  const embedded =
-    given === undefined ? await startEmbedded({ dataDir: join(folder, 'postgres') }) : undefined
+  const embedded = given === undefined ? await startEmbedded({ dataDir: folder }) : undefined
   const url = given ?? embedded?.url ?? ''
   process.env['TEST_POSTGRES_URL'] = url
   const template = `gary_template_${process.pid}`

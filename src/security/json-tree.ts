@@ -1,4 +1,5 @@
-import { LosslessNumber, isLosslessNumber } from 'lossless-json'
+import type { LosslessNumber } from 'lossless-json'
+import { isLosslessNumber } from 'lossless-json'
 import { validationFailed } from '../errors.js'
 
 /** A number whose spelling JavaScript would change (`1.0`, twenty digits) is a LosslessNumber, any other is plain. */

@@ -79,7 +79,7 @@ export interface PasswordPolicy {
 export function assertPasswordAcceptable(password: string, policy: PasswordPolicy = {}): void {
   const { minLength = 12, path = '/password' } = policy
   assertPasswordReadable(password, path)
-  if ([...password].length < minLength) {
+  if (Array.from(password).length < minLength) {
     throw validationFailed(path, `A password needs at least ${minLength} characters.`)
   }
 }

@@ -275,7 +275,7 @@ describe('migrations on a real server', { timeout: 60_000 }, () => {
     while (!logged.includes(`applying migration ${PETS}`)) await sleep(20)
     await admin.query(
       `SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database
-       WHERE locktype = 'advisory' AND objid = ${0x67617279} AND datname = '${database}'`,
+       WHERE locktype = 'advisory' AND objid = 1734439545 AND datname = '${database}'`,
     )
     expect(await running).toMatchObject({ code: 'failed', message: 'The connection with the lock was lost.' })
     expect((await migrate(options())).unknown).toEqual([])

@@ -13,7 +13,7 @@ function refused(path = '/password') {
   return expect.objectContaining({ code: 'validation_failed', errors: [expect.objectContaining({ path })] })
 }
 
-/** The shortest of three runs: noise only ever adds. */
+/** The shortest of three runs: noise only ever adds. An early return takes a hundredth of a real one. */
 async function shortestMs(work: () => Promise<unknown>): Promise<number> {
   const times: number[] = []
   for (let run = 0; run < 3; run += 1) {
@@ -80,7 +80,7 @@ describe('hashing', () => {
     ]
     for (const [name, password, stored] of cases) {
       expect(await slow.verify(password, stored), name).toBe(false)
-      expect(await shortestMs(() => slow.verify(password, stored)), name).toBeGreaterThan(expected / 2)
+      expect(await shortestMs(() => slow.verify(password, stored)), name).toBeGreaterThan(expected / 4)
     }
   })
 
