@@ -54,7 +54,8 @@ const APPEND = `with input as (
 const PAGE = `select id, received_at, event_id, occurred_at, source, actor_type, actor_id, actor_name, on_behalf_of, action,
     target, event from audit_events
   where received_at <= $1 and (received_at < $1 or id < $2) order by received_at desc, id desc limit 51`
-const CREDENTIALS = 'select id, username, role, password_hash from auth_users where username_key = $1 and is_active'
+const CREDENTIALS =
+  'select id, username, role, password_hash from auth_users where username_key = $1 and is_active'
 const SIGN_IN = `insert into auth_sessions (session_token, user_id, expires_at)
   values ($1, $2, now() + interval '24 hours') returning id, created_at, expires_at`
 

@@ -70,14 +70,16 @@ export class GuardedPool implements ConnectionSource {
     this.#ending = true
     for (const reject of this.#waiters) reject(draining())
     this.#waiters.clear()
-    const cut = setTimeout(() => {
-      for (const connection of this.#checkedOut) connection.cut()
-    }, timeoutMs)
-    try {
-      await this.#pool.end()
-    } finally {
-      clearTimeout(cut)
-    }
+    let cut: NodeJS.Timeout | undefined
+    // pg-pool waits for clients that are still connecting, and for holders that never give theirs back.
+    const bound = new Promise<void>((resolve) => {
+      cut = setTimeout(() => {
+        for (const connection of this.#checkedOut) connection.cut()
+        resolve()
+      }, timeoutMs)
+    })
+    await Promise.race([this.#pool.end(), bound])
+    clearTimeout(cut)
   }
 }
 

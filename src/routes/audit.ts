@@ -17,7 +17,7 @@ import { eventSchema, readEvent, readTime } from './audit-event.js'
 import { requireCaller, requireRight } from './caller.js'
 import { decodeCursor, encodeCursor, limit } from './cursor.js'
 import { json, problems, timestamp } from './schemas.js'
-import { createRouter, jsonBody, jsonText } from './validate.js'
+import { createRouter, idempotencyUnsupported, jsonBody, jsonText } from './validate.js'
 
 export interface AuditDeps {
   db: Db
@@ -88,7 +88,12 @@ export function auditRoutes(deps: AuditDeps) {
         method: 'post',
         path: '/v1/audit/events',
         summary: 'Append one event, or an array of up to 1000; idempotent by event_id',
-        middleware: [requireCaller(deps), requireRight('audit:write', ROLES), jsonBody('audit')],
+        middleware: [
+          requireCaller(deps),
+          requireRight('audit:write', ROLES),
+          idempotencyUnsupported,
+          jsonBody('audit'),
+        ],
         request: {
           query: z.strictObject({ partial: z.enum(['true', 'false']).optional() }),
           body: {

@@ -12,7 +12,7 @@ import { isWellFormedText } from '../security/well-formed-text.js'
 import { requireCaller, requireKey, requireRight, requireSession, userCaller } from './caller.js'
 import type { AppEnv } from './context.js'
 import { json, problems, sessionSchema, userSchema } from './schemas.js'
-import { createRouter, jsonBody, refuseIdempotencyKey } from './validate.js'
+import { createRouter, idempotencyUnsupported, jsonBody, refuseIdempotencyKey } from './validate.js'
 
 export interface AuthDeps {
   db: Db
@@ -149,7 +149,7 @@ export function authRoutes(deps: AuthDeps) {
         method: 'post',
         path: '/v1/auth/logout',
         summary: 'Sign out: the session ends',
-        middleware: [requireCaller(deps), requireSession] as const,
+        middleware: [requireCaller(deps), requireSession, idempotencyUnsupported] as const,
         responses: { 204: { description: 'Signed out' }, ...problems },
       }),
       async (c) => {

@@ -29,7 +29,7 @@ import type { AppEnv } from './context.js'
 import { decodeCursor, encodeCursor, limit } from './cursor.js'
 import { etag, isUnchanged, preconditionOf, preconditionRequired, stale } from './preconditions.js'
 import { json, problems, timestamp } from './schemas.js'
-import { createRouter, jsonBody, jsonTree } from './validate.js'
+import { createRouter, idempotencyUnsupported, jsonBody, jsonTree } from './validate.js'
 
 export interface ConfigDeps {
   db: Db
@@ -96,7 +96,12 @@ export function configRoutes(deps: ConfigDeps) {
   const { db, ring } = deps
   const router = createRouter()
   const reads = [requireCaller(deps), requireRight('config:read', ROLES)]
-  const writes = [requireCaller(deps), requireRight('config:write', ROLES), jsonBody('strict')]
+  const writes = [
+    requireCaller(deps),
+    requireRight('config:write', ROLES),
+    idempotencyUnsupported,
+    jsonBody('strict'),
+  ]
 
   for (const { scope, path, params, query } of ADDRESSES) {
     const environmentOf = (given: object): string | undefined =>

@@ -100,6 +100,20 @@ export function jsonText(c: Context<AppEnv>, text: string, status: ContentfulSta
   return c.body(text, status, { 'content-type': 'application/json' }) as never
 }
 
+/**
+ * A promise that is not kept yet is refused, not ignored: whoever sends the header relies on it. Changes
+ * of configuration are safe to repeat with If-Match, events by their event_id.
+ */
+export const idempotencyUnsupported: MiddlewareHandler<AppEnv> = async function idempotencyUnsupported(
+  c,
+  next,
+) {
+  if (c.req.header('idempotency-key') !== undefined) {
+    throw new AppError('not_supported', 'Idempotency-Key is not supported here yet; nothing was changed.')
+  }
+  await next()
+}
+
 /** login, verify, validate and set-up change nothing that could be done twice by mistake. */
 export const refuseIdempotencyKey: MiddlewareHandler<AppEnv> = async function refuseIdempotencyKey(c, next) {
   if (c.req.header('idempotency-key') !== undefined) {

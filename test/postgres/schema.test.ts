@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process'
-import { cp, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
+import { cp, mkdir, mkdtemp, readFile, rm, symlink } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -9,9 +10,9 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 let folder: string
 
 beforeAll(async () => {
-  const cache = join(root, 'node_modules/.cache')
-  await mkdir(cache, { recursive: true })
-  folder = await mkdtemp(join(cache, 'schema-'))
+  // Outside the project: prisma-kysely formats by the configuration of the folder above it.
+  folder = await mkdtemp(join(tmpdir(), 'gary-schema-'))
+  await symlink(join(root, 'node_modules'), join(folder, 'node_modules'))
 })
 afterAll(async () => await rm(folder, { recursive: true, force: true }))
 
@@ -46,8 +47,6 @@ it('the generated types are those of the schema', async () => {
   await cp(join(root, 'prisma'), join(folder, 'prisma'), { recursive: true })
   await mkdir(join(folder, 'src/db'), { recursive: true })
   await cp(join(root, 'prisma.config.ts'), join(folder, 'prisma.config.ts'))
-  // prisma-kysely formats what it writes unless the file is ignored.
-  await cp(join(root, '.prettierignore'), join(folder, '.prettierignore'))
   await prisma(['generate'], folder)
   expect(await readFile(join(folder, 'src/db/types.ts'), 'utf8')).toBe(
     await readFile(join(root, 'src/db/types.ts'), 'utf8'),

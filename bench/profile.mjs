@@ -1,0 +1,67 @@
+// A .cpuprofile told as a table: self time by function, and by package.
+import { readFile, readdir } from 'node:fs/promises'
+import { join } from 'node:path'
+
+const TOP = 30
+
+/** @param {string} folder with one .cpuprofile @param {(line: string) => void} say */
+export async function printProfile(folder, say) {
+  const [name] = (await readdir(folder)).filter((file) => file.endsWith('.cpuprofile'))
+  if (name === undefined) return say('  no profile was written')
+  const { nodes, samples, timeDeltas } = JSON.parse(await readFile(join(folder, name), 'utf8'))
+  /** @type {Map<number, any>} */
+  const byId = new Map(nodes.map((/** @type {any} */ node) => [node.id, node]))
+  /** @type {Map<string, number>} */
+  const byFunction = new Map()
+  /** @type {Map<string, number>} */
+  const byPackage = new Map()
+  let busy = 0
+  for (const [index, id] of samples.entries()) {
+    const { functionName, url, lineNumber } = byId.get(id).callFrame
+    if (functionName === '(idle)' || functionName === '(program)') continue
+    const micros = timeDeltas[index]
+    busy += micros
+    const at = place(url)
+    add(byFunction, `${functionName || '(anonymous)'}  ${at}:${lineNumber + 1}`, micros)
+    add(byPackage, packageOf(at), micros)
+  }
+  say(`  ${(busy / 1e6).toFixed(2)} s busy in JavaScript; by package:`)
+  for (const [what, micros] of top(byPackage, 14)) say(`  ${share(micros, busy)}  ${what}`)
+  say('  by function (self time):')
+  for (const [what, micros] of top(byFunction, TOP)) say(`  ${share(micros, busy)}  ${what}`)
+}
+
+/** @param {Map<string, number>} map @param {string} key @param {number} value */
+function add(map, key, value) {
+  map.set(key, (map.get(key) ?? 0) + value)
+}
+
+/** @param {Map<string, number>} map @param {number} count */
+function top(map, count) {
+  return [...map].sort((a, b) => b[1] - a[1]).slice(0, count)
+}
+
+/** @param {number} part @param {number} whole */
+function share(part, whole) {
+  return `${((100 * part) / whole).toFixed(1)} %`.padStart(7)
+}
+
+/** @param {string} url */
+function place(url) {
+  return (
+    url
+      .replace(/^file:\/\//, '')
+      .replace(/^.*\/node_modules\//, '')
+      .replace(/^.*\/dist\//, 'dist/') || 'native'
+  )
+}
+
+/** @param {string} at */
+function packageOf(at) {
+  if (at.startsWith('dist/')) return at.split('/').slice(0, 3).join('/')
+  if (at.startsWith('node:')) return at
+  return at
+    .split('/')
+    .slice(0, at.startsWith('@') ? 2 : 1)
+    .join('/')
+}
