@@ -152,10 +152,10 @@ export async function listen(
 /** Stops accepting, lets requests finish, and cuts what is left when `timeoutMs` is over. */
 export async function closeServer(server: Server, timeoutMs: number): Promise<void> {
   const cut = setTimeout(() => server.closeAllConnections(), timeoutMs)
-  await new Promise<void>((resolve) => {
-    server.close(() => resolve())
-    server.closeIdleConnections()
-  })
+  // A kept-alive connection becomes idle when its request is done, and would then hold the server open.
+  const sweep = setInterval(() => server.closeIdleConnections(), 50)
+  await new Promise<void>((resolve) => server.close(() => resolve()))
+  clearInterval(sweep)
   clearTimeout(cut)
 }
 

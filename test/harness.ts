@@ -21,6 +21,8 @@ export interface TestService {
   call(method: string, path: string, options?: CallOptions): Promise<Answer>
   /** A session token of the owner `owner`. */
   ownerToken: string
+  /** Of a service without AUTH_LOGIN; else empty. */
+  setupToken: string
   database: TestDatabase
   /** Everything logged so far, as text. */
   logged(): string
@@ -60,7 +62,7 @@ export function useService(env: Record<string, string> = {}): TestService {
       streamSource: source,
       log,
       checkRoles: !(source instanceof MemorySource),
-      onSetupToken: () => {},
+      onSetupToken: (token) => (service.setupToken = token),
     })
     await built.becomeReady(new AbortController().signal)
     service.database = database
@@ -90,7 +92,7 @@ export function useService(env: Record<string, string> = {}): TestService {
     const { body } = await service.call('POST', '/v1/auth/login', {
       body: { username: 'owner', password: PASSWORD },
     })
-    service.ownerToken = body.token
+    service.ownerToken = body.token ?? ''
   })
   afterAll(async () => await database?.drop())
   return service

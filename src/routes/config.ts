@@ -6,7 +6,6 @@ import {
   type Address,
   type EntryWrite,
   type Expected,
-  type Revision,
   type StoredEntry,
   entryAt,
   entryAtAudited,
@@ -19,16 +18,24 @@ import { ROLES } from '../db/users.js'
 import { AppError, notFound } from '../errors.js'
 import { hasPlaceholder, maskValue, revealValue, sealValue } from '../security/config-secrets.js'
 import { parseStoredJson, stringifyJson } from '../security/json-text.js'
-import { type JsonTree, fromPointer } from '../security/json-tree.js'
+import type { JsonTree } from '../security/json-tree.js'
 import { mergePatch } from '../security/merge-patch.js'
 import type { KeyRing } from '../security/secret-box.js'
-import { isWellFormedText } from '../security/well-formed-text.js'
 import { requireCaller, requireRight } from './caller.js'
 import { ADDRESSES, addressFor, addressText } from './config-address.js'
 import type { AppEnv } from './context.js'
 import { decodeCursor, encodeCursor, limit } from './cursor.js'
+import {
+  anyJson,
+  entryResponse,
+  entrySchema,
+  putBody,
+  revisionOut,
+  revisionSchema,
+  sealAddress,
+} from './config-entry.js'
 import { etag, isUnchanged, preconditionOf, preconditionRequired, stale } from './preconditions.js'
-import { json, problems, timestamp } from './schemas.js'
+import { json, problems } from './schemas.js'
 import { createRouter, idempotencyUnsupported, jsonBody, jsonTree } from './validate.js'
 
 export interface ConfigDeps {
@@ -43,51 +50,6 @@ export const MAX_VALUE_BYTES = 256 * 1024
 const MAX_ATTEMPTS = 20
 /** A password this old no longer opens secrets. */
 const REAUTHENTICATION_MS = 15 * 60_000
-
-const plainText = (max: number) =>
-  z.string().min(1).max(max).refine(isWellFormedText, 'must be well-formed text without NUL')
-const anyJson = z.unknown().openapi({ description: 'Any JSON; numbers keep their spelling' })
-
-const putBody = z.strictObject({
-  value: anyJson,
-  tags: z.array(plainText(64)).max(32).default([]),
-  description: plainText(1024).nullable().default(null),
-  secret_paths: z
-    .array(z.string().max(1024).refine(isPointer, 'must be a JSON Pointer (RFC 6901)'))
-    .max(100)
-    .default([]),
-})
-
-const entrySchema = z
-  .object({
-    scope: z.enum(['global', 'environment', 'service', 'user']),
-    owner: z.string().nullable(),
-    environment: z.string().nullable(),
-    key: z.string(),
-    value: anyJson,
-    version: z.int(),
-    secret_paths: z.array(z.string()),
-    tags: z.array(z.string()),
-    description: z.string().nullable(),
-    created_at: timestamp,
-    updated_at: timestamp,
-    updated_by: z.string(),
-  })
-  .openapi('ConfigEntry')
-
-const revisionSchema = z
-  .object({
-    version: z.int(),
-    operation: z.enum(['put', 'patch', 'delete', 'restore']),
-    created_at: timestamp,
-    actor: z.object({ type: z.string(), id: z.int().nullable(), name: z.string() }),
-    tags: z.array(z.string()),
-    description: z.string().nullable(),
-    secret_paths: z.array(z.string()),
-    request_id: z.string().nullable(),
-    value: anyJson.optional(),
-  })
-  .openapi('ConfigRevision')
 
 const entryAnswer = { description: 'The entry, secrets masked; ETag is its version', ...json(entrySchema) }
 
@@ -339,19 +301,6 @@ export function configRoutes(deps: ConfigDeps) {
   }
 }
 
-function isPointer(text: string): boolean {
-  try {
-    fromPointer(text, '')
-    return isWellFormedText(text)
-  } catch {
-    return false
-  }
-}
-
-function sealAddress({ scope, owner, environment, key }: Address) {
-  return { scope, owner: owner || null, environment: environment || null, key }
-}
-
 function requireReveal(c: Context<AppEnv>): void {
   const { caller } = c.var
   if (caller.sessionId === null) {
@@ -377,51 +326,4 @@ function configEvent(c: Context<AppEnv>, address: Address, action: string): Serv
     target: addressText(address),
     message: `Configuration: ${action.slice('config.'.length)} ${addressText(address)}`,
   }
-}
-
-function entryResponse(
-  c: Context<AppEnv>,
-  entry: StoredEntry,
-  status: 200 | 201,
-  show: (stored: JsonTree) => JsonTree,
-): never {
-  c.header('etag', etag(entry.version))
-  const {
-    scope,
-    owner,
-    environment,
-    key,
-    version,
-    secret_paths,
-    tags,
-    description,
-    created_at,
-    updated_at,
-    updated_by,
-  } = entry
-  return jsonTree(
-    c,
-    {
-      scope,
-      owner: owner === '' ? null : owner,
-      environment: environment === '' ? null : environment,
-      key,
-      value: show(parseStoredJson(entry.value)),
-      version,
-      secret_paths,
-      tags,
-      description,
-      created_at,
-      updated_at,
-      updated_by,
-    },
-    status,
-  )
-}
-
-function revisionOut(row: Revision, withValue: boolean): JsonTree {
-  const { version, operation, created_at, tags, description, secret_paths, request_id } = row
-  const actor = { type: row.actor_type, id: row.actor_id, name: row.actor_name }
-  const value = withValue ? { value: maskValue(parseStoredJson(row.value)) } : {}
-  return { version, operation, created_at, actor, tags, description, secret_paths, request_id, ...value }
 }

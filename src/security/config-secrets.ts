@@ -55,10 +55,8 @@ export function sealValue({ ring, address, secretPaths, next, stored }: SealRequ
       )
       return sealLeaf(ringFor(ring, spot), address, spot.place, node)
     }
-    // What is under a box is not there to be kept: its parts were never sealed one by one.
-    const parent = isSealedLeaf(storedNode) ? undefined : storedNode
     return mapChildren(node, (child, part) =>
-      visit(child, childAt(parent, part), spotBelow(spot, node, part)),
+      visit(child, childAt(storedNode, part), spotBelow(spot, node, part)),
     )
   }
 

@@ -66,7 +66,7 @@ function endOfString(text: string, start: number): number {
   for (let quote = text.indexOf('"', start + 1); ; quote = text.indexOf('"', quote + 1)) {
     let backslashes = 0
     while (text.charCodeAt(quote - 1 - backslashes) === BACKSLASH) backslashes += 1
-    if (backslashes % 2 === 0) return quote
+    if (backslashes % 2 === 0) return quote < 0 ? text.length : quote
   }
 }
 

@@ -1,0 +1,121 @@
+import { z } from '@hono/zod-openapi'
+import type { Context } from 'hono'
+import type { Address, Revision, StoredEntry } from '../db/config.js'
+import type { ConfigAddress } from '../security/config-secrets.js'
+import { maskValue } from '../security/config-secrets.js'
+import { parseStoredJson } from '../security/json-text.js'
+import { type JsonTree, fromPointer } from '../security/json-tree.js'
+import { isWellFormedText } from '../security/well-formed-text.js'
+import type { AppEnv } from './context.js'
+import { etag } from './preconditions.js'
+import { timestamp } from './schemas.js'
+import { jsonTree } from './validate.js'
+
+const plainText = (max: number) =>
+  z.string().min(1).max(max).refine(isWellFormedText, 'must be well-formed text without NUL')
+export const anyJson = z.unknown().openapi({ description: 'Any JSON; numbers keep their spelling' })
+
+/** What PUT takes: all of an entry that a caller may say. */
+export const putBody = z.strictObject({
+  value: anyJson,
+  tags: z.array(plainText(64)).max(32).default([]),
+  description: plainText(1024).nullable().default(null),
+  secret_paths: z
+    .array(z.string().max(1024).refine(isPointer, 'must be a JSON Pointer (RFC 6901)'))
+    .max(100)
+    .default([]),
+})
+
+export const entrySchema = z
+  .object({
+    scope: z.enum(['global', 'environment', 'service', 'user']),
+    owner: z.string().nullable(),
+    environment: z.string().nullable(),
+    key: z.string(),
+    value: anyJson,
+    version: z.int(),
+    secret_paths: z.array(z.string()),
+    tags: z.array(z.string()),
+    description: z.string().nullable(),
+    created_at: timestamp,
+    updated_at: timestamp,
+    updated_by: z.string(),
+  })
+  .openapi('ConfigEntry')
+
+export const revisionSchema = z
+  .object({
+    version: z.int(),
+    operation: z.enum(['put', 'patch', 'delete', 'restore']),
+    created_at: timestamp,
+    actor: z.object({ type: z.string(), id: z.int().nullable(), name: z.string() }),
+    tags: z.array(z.string()),
+    description: z.string().nullable(),
+    secret_paths: z.array(z.string()),
+    request_id: z.string().nullable(),
+    value: anyJson.optional(),
+  })
+  .openapi('ConfigRevision')
+
+function isPointer(text: string): boolean {
+  try {
+    fromPointer(text, '')
+    return isWellFormedText(text)
+  } catch {
+    return false
+  }
+}
+
+/** What a sealed box is bound to. */
+export function sealAddress({ scope, owner, environment, key }: Address): ConfigAddress {
+  return { scope, owner: owner || null, environment: environment || null, key }
+}
+
+/** The entry as callers see it, with its ETag; `show` masks or reveals. */
+export function entryResponse(
+  c: Context<AppEnv>,
+  entry: StoredEntry,
+  status: 200 | 201,
+  show: (stored: JsonTree) => JsonTree,
+): never {
+  c.header('etag', etag(entry.version))
+  const {
+    scope,
+    owner,
+    environment,
+    key,
+    version,
+    secret_paths,
+    tags,
+    description,
+    created_at,
+    updated_at,
+    updated_by,
+  } = entry
+  return jsonTree(
+    c,
+    {
+      scope,
+      owner: owner === '' ? null : owner,
+      environment: environment === '' ? null : environment,
+      key,
+      value: show(parseStoredJson(entry.value)),
+      version,
+      secret_paths,
+      tags,
+      description,
+      created_at,
+      updated_at,
+      updated_by,
+    },
+    status,
+  )
+}
+
+/** A revision as callers see it; secrets stay masked. */
+export function revisionOut(row: Revision, withValue: boolean): JsonTree {
+  const { version, operation, created_at, tags, description, secret_paths, request_id } = row
+  const actor = { type: row.actor_type, id: row.actor_id, name: row.actor_name }
+  const value = withValue ? { value: maskValue(parseStoredJson(row.value)) } : {}
+  return { version, operation, created_at, actor, tags, description, secret_paths, request_id, ...value }
+}
