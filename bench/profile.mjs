@@ -4,25 +4,48 @@ import { join } from 'node:path'
 
 const TOP = 30
 
-/** @param {string} folder with one .cpuprofile @param {(line: string) => void} say */
-export async function printProfile(folder, say) {
+/**
+ * @param {string} folder with one .cpuprofile @param {number} seconds of its end that count
+ * @param {(line: string) => void} say
+ */
+export async function printProfile(folder, seconds, say) {
   const [name] = (await readdir(folder)).filter((file) => file.endsWith('.cpuprofile'))
   if (name === undefined) return say('  no profile was written')
-  const { nodes, samples, timeDeltas } = JSON.parse(await readFile(join(folder, name), 'utf8'))
+  const { nodes, samples, timeDeltas, startTime, endTime } = JSON.parse(
+    await readFile(join(folder, name), 'utf8'),
+  )
   /** @type {Map<number, any>} */
   const byId = new Map(nodes.map((/** @type {any} */ node) => [node.id, node]))
+  /** @type {Map<number, number>} */
+  const parents = new Map()
+  for (const { id, children = [] } of nodes) for (const child of children) parents.set(child, id)
+  /** Node's own functions are told with the one that called into Node. @param {number | undefined} id */
+  const caller = (id) => {
+    for (let at = id; at !== undefined; at = parents.get(at)) {
+      const { url, functionName } = byId.get(at).callFrame
+      if (url !== '' && !url.startsWith('node:')) return ` < ${functionName || '(anonymous)'} ${place(url)}`
+    }
+    return ''
+  }
+  let now = startTime
   /** @type {Map<string, number>} */
   const byFunction = new Map()
   /** @type {Map<string, number>} */
   const byPackage = new Map()
   let busy = 0
   for (const [index, id] of samples.entries()) {
+    now += timeDeltas[index]
+    if (now < endTime - seconds * 1e6) continue
     const { functionName, url, lineNumber } = byId.get(id).callFrame
     if (functionName === '(idle)' || functionName === '(program)') continue
     const micros = timeDeltas[index]
     busy += micros
     const at = place(url)
-    add(byFunction, `${functionName || '(anonymous)'}  ${at}:${lineNumber + 1}`, micros)
+    add(
+      byFunction,
+      `${functionName || '(anonymous)'}  ${at}:${lineNumber + 1}${/^(native|node:)/.test(at) ? caller(id) : ''}`,
+      micros,
+    )
     add(byPackage, packageOf(at), micros)
   }
   say(`  ${(busy / 1e6).toFixed(2)} s busy in JavaScript; by package:`)
