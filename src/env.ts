@@ -82,6 +82,8 @@ function ownFault(name: string, text: string, check: ((value: string) => unknown
     check?.(text)
     return []
   } catch (error) {
+    if (error instanceof z.ZodError)
+      return [`${name}: ${error.issues.map(({ message }) => message).join(', ')}`]
     return [`${name}: ${error instanceof Error ? error.message : 'is not usable'}`]
   }
 }

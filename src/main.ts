@@ -9,6 +9,8 @@ import { type Env, readEnv } from './env.js'
 import { AppError } from './errors.js'
 import { parseServiceKeys } from './first-start.js'
 import { createLogger } from './logger.js'
+import { username } from './routes/schemas.js'
+import { assertPasswordReadable } from './security/passwords.js'
 import { parseEncryptionKeys } from './security/secret-box.js'
 import { type Serving, serve } from './serve.js'
 
@@ -44,6 +46,8 @@ function environment(defaults: Record<string, string> = {}): Env {
     {
       ENCRYPTION_KEY: parseEncryptionKeys,
       SERVICE_API_KEY: parseServiceKeys,
+      AUTH_LOGIN: (name) => username.parse(name),
+      AUTH_PASSWORD: assertPasswordReadable,
       DATABASE_URL: (url) => connectionConfig({ url, ssl: 'disable', sslCa: undefined }),
     },
   )

@@ -9,7 +9,7 @@ import { explainConnectFailure } from './db/pg-errors.js'
 import { safetyFaults } from './db/safety.js'
 import type { ConnectionSource } from './db/source.js'
 import type { Env } from './env.js'
-import { AppError } from './errors.js'
+import { AppError, type ErrorCode } from './errors.js'
 import { ensureFirstOwner, ensureServiceUser, parseServiceKeys } from './first-start.js'
 import type { HealthState } from './routes/health.js'
 import { createPasswords, hashingConcurrency } from './security/passwords.js'
@@ -31,6 +31,14 @@ export interface ServiceOptions {
 /** How old the database's last answer may be for the service to count as ready. */
 const ANSWER_MAX_AGE_MS = 10_000
 const PROBE_MS = 1000
+/** What a database that is not there yet, or busy, answers with; all else is a fault that waiting does not cure. */
+const PASSING = new Set<ErrorCode>([
+  'unavailable',
+  'pool_exhausted',
+  'storage_full',
+  'deadline_exceeded',
+  'outcome_unknown',
+])
 
 /** The app over its sources, and what brings it to readiness; nothing is listened on yet. */
 export function createService(options: ServiceOptions) {
@@ -86,8 +94,7 @@ export function createService(options: ServiceOptions) {
         phase = phase === 'starting' ? 'serving' : phase
         return
       } catch (error) {
-        if (!(error instanceof AppError) || error.code === 'invalid_request' || error.code === 'internal')
-          throw error
+        if (!(error instanceof AppError) || !PASSING.has(error.code)) throw error
         const reason = explainConnectFailure(error.cause ?? error)
         if (attempt % 10 === 0) log.warn({ reason }, 'waiting for the database')
         await sleep(Math.min(250 * 2 ** Math.min(attempt, 4), 2000), undefined, { signal }).catch(

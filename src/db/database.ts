@@ -14,7 +14,7 @@ import {
 import { AppError } from '../errors.js'
 import { type Caller, identityStatement } from './as-caller.js'
 import type { Statement } from './flight.js'
-import { classify, sqlState, toAppError } from './pg-errors.js'
+import { classify, toAppError } from './pg-errors.js'
 import type { ConnectionSource, Result, SourceConnection } from './source.js'
 import type { DB } from './types.js'
 
@@ -137,8 +137,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
     try {
       result = await this.#connection.execute([COMMIT])
     } catch (error) {
-      // With an answer of the server it is known that nothing was applied.
-      throw toAppError(error, classify(error), sqlState(error) === undefined ? 'open' : 'none')
+      throw toAppError(error, classify(error), 'open')
     }
     this.#inTransaction = false
     if (result.command === 'ROLLBACK') {

@@ -83,6 +83,17 @@ export class GuardedPool implements ConnectionSource {
   }
 }
 
+/** False when it did not come in time: pg-cursor's close has no answer on a connection that is gone. */
+async function within(work: Promise<void>, timeoutMs: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<false>((resolve) => (timer = setTimeout(resolve, timeoutMs, false)))
+  try {
+    return await Promise.race([work.then(() => true), late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
 function draining(): AppError {
   return new AppError('unavailable', 'The service is shutting down.', { retryAfterSeconds: 1 })
 }
@@ -115,6 +126,8 @@ class GuardedConnection implements SourceConnection {
 
   async *stream(statement: Statement, batchSize: number): AsyncGenerator<unknown[]> {
     const cursor = this.#client.query(new Cursor<unknown>(statement.text, [...statement.values]))
+    // One that failed has sent its Sync and is not to be closed: pg-cursor would wait for a second answer.
+    let failed = false
     try {
       for (;;) {
         const rows = this.#answered(await cursor.read(batchSize))
@@ -122,10 +135,11 @@ class GuardedConnection implements SourceConnection {
         yield rows
       }
     } catch (error) {
+      failed = true
       await this.#failed(error)
       throw error
     } finally {
-      if (!this.#broken) await cursor.close()
+      if (!failed && !(await within(cursor.close(), SETTLE_MS))) this.#broken = true
     }
   }
 

@@ -216,7 +216,8 @@ export function meaningOf(name: FailureClass): Meaning {
  */
 export function toAppError(error: unknown, name: FailureClass, outcome: 'none' | 'open'): AppError {
   if (error instanceof AppError) return error
-  if (outcome === 'open' && (name === 'lost' || name === 'client_timeout' || name === 'restarting')) {
+  const unanswered = name === 'lost' || name === 'client_timeout' || name === 'restarting'
+  if (outcome === 'open' && unanswered && !wasNeverSent(error)) {
     return new AppError(
       'outcome_unknown',
       'The connection was lost before the answer: the change may or may not have been made.',
@@ -230,6 +231,11 @@ export function toAppError(error: unknown, name: FailureClass, outcome: 'none' |
     cause: error,
     ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }),
   })
+}
+
+/** pg refuses a statement on a client that it knows to be lost, before a byte of it is written. */
+function wasNeverSent(error: unknown): boolean {
+  return error instanceof Error && error.message.endsWith('is not queryable')
 }
 
 /** SQLSTATE of the server's error, also behind an AppError; undefined where the server sent none. */
