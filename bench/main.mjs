@@ -74,7 +74,7 @@ async function bench(db) {
     await end(service.child)
     return await profile(db, works)
   }
-  const starts = ONLY.length === 0 ? await startUps(db.url) : undefined
+  const starts = await startUps(db.url)
   const trips = await roundTrips(db.url, works)
   const bare = await startBare(db.url)
   const load = start([file('load.mjs')], {}, join(db.folder, 'load.log'), { ipc: true })
@@ -153,12 +153,10 @@ async function bench(db) {
   say(
     '+session: the same against bare with a session check ahead; trips: Sync and simple Query on the wire a request',
   )
-  if (starts !== undefined) {
-    say(`start to first 200 on /ready: ${starts.ms.toFixed(0)} ms (median of ${START_UPS}; goal 600)`)
-    say(
-      `resident memory: idle ${starts.idleMb.toFixed(0)} MB (goal 90), after load ${residentMb(service.child).toFixed(0)} MB; bare after load ${residentMb(bare.child).toFixed(0)} MB`,
-    )
-  }
+  say(`start to first 200 on /ready: ${starts.ms.toFixed(0)} ms (median of ${START_UPS}; goal 600)`)
+  say(
+    `resident memory: idle ${starts.idleMb.toFixed(0)} MB (goal 90), after load ${residentMb(service.child).toFixed(0)} MB; bare after load ${residentMb(bare.child).toFixed(0)} MB`,
+  )
   if (failed > 0) say(`\n*** ${failed} requests FAILED: these numbers do not count ***`)
   return failed
 }

@@ -9,7 +9,7 @@ const TOP = 30
  * @param {(line: string) => void} say
  */
 export async function printProfile(folder, seconds, say) {
-  const [name] = (await readdir(folder)).filter((file) => file.endsWith('.cpuprofile'))
+  const name = (await readdir(folder)).find((file) => file.endsWith('.cpuprofile'))
   if (name === undefined) return say('  no profile was written')
   const { nodes, samples, timeDeltas, startTime, endTime } = JSON.parse(
     await readFile(join(folder, name), 'utf8'),

@@ -96,7 +96,6 @@ function crossFaults(env: Variables): string[] {
   if (env.AUTH_LOGIN?.trim().toLowerCase() === 'admin' && env.AUTH_PASSWORD === 'admin') {
     faults.push('AUTH_LOGIN, AUTH_PASSWORD: admin/admin is refused')
   }
-  if (env.AUTH_LOGIN?.includes(':') === true) faults.push('AUTH_LOGIN: must not contain ":"')
   return faults
 }
 
