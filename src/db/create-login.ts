@@ -6,6 +6,16 @@ import { BASE_ROLE, budgetsFor } from './pool.js'
 /** What the service's statements become; the login may SET them and inherits none. */
 const ROLES = [BASE_ROLE, 'gary_caller', 'gary_jobs', 'gary_analyst']
 
+/** An administrator's login, or one with other roles, is not to be turned into the service's. */
+const FOUND = `
+select current_setting('server_version_num')::int as version,
+       exists (select from pg_roles where rolname = $1) as known,
+       exists (select from pg_roles
+                where rolname = $1 and (rolsuper or rolbypassrls or rolcreaterole or rolcreatedb or rolreplication))
+         or exists (select from pg_auth_members m
+                     where m.member = (select oid from pg_roles where rolname = $1)
+                       and pg_get_userbyid(m.roleid) <> all ($2)) as more`
+
 /**
  * Makes (or renews) a login that can become the service's roles and nothing else; role and limits are its
  * own settings, so that it works behind a pooler that takes no startup parameters. Answers with a fresh
@@ -36,11 +46,17 @@ export async function createLogin(
   await client.connect()
   try {
     const login = client.escapeIdentifier(name)
-    const { rows } = await client.query<{ version: number; known: boolean }>(
-      "select current_setting('server_version_num')::int as version, exists (select from pg_roles where rolname = $1) as known",
-      [name],
-    )
-    const { version, known } = rows[0] ?? { version: 0, known: false }
+    const { rows } = await client.query<{ version: number; known: boolean; more: boolean }>(FOUND, [
+      name,
+      ROLES,
+    ])
+    const { version, known, more } = rows[0] ?? { version: 0, known: false, more: false }
+    if (more) {
+      throw new AppError(
+        'conflict',
+        `the login ${name} exists and may more than the service: choose another name`,
+      )
+    }
     const grant = version >= 160_000 ? ' with inherit false, set true' : ''
     const statements = [
       'begin',

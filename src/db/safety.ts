@@ -35,8 +35,9 @@ union all
 select format('a service role may use the partition %s beside its parent', c.relname)
   from pg_class c join pg_roles o on o.oid = c.relowner
   join pg_roles r on r.rolname in ('gary_app', 'gary_caller', 'gary_jobs', 'gary_analyst', 'gary_reporting')
- where c.relispartition and o.rolname = 'gary_owner'
-   and has_table_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
+ where c.relispartition and c.relkind in ('r', 'p') and o.rolname = 'gary_owner' and not r.rolsuper
+   and (has_table_privilege(r.oid, c.oid, 'DELETE, TRUNCATE')
+        or has_any_column_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE'))
 union all
 select format('the view reports.%s is not owned by gary_reporting', c.relname)
   from pg_class c join pg_roles o on o.oid = c.relowner

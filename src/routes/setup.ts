@@ -35,14 +35,14 @@ export function setupRoutes({ db, passwords }: SetupDeps) {
     async (c) => {
       const { setup_token, username, password } = c.req.valid('json')
       const tokenHash = hashToken(setup_token)
-      const [someone] = await asCaller(db, SYSTEM, anyUser(db))
-      if (someone !== undefined) throw notFound('address')
       // Before the password is hashed: guessing must not cost a hash.
       const [token] = isSetupToken(setup_token)
         ? await asCaller(db, SYSTEM, validSetupToken(db, tokenHash))
         : []
-      if (token === undefined)
-        throw new AppError('invalid_credentials', 'The set-up token is wrong or too old.')
+      if (token === undefined) {
+        const [someone] = await asCaller(db, SYSTEM, anyUser(db))
+        throw someone === undefined ? wrongToken() : notFound('address')
+      }
       assertPasswordAcceptable(password)
       const passwordHash = await passwords.hash(password)
       const user = await inTransaction(db, SYSTEM, async (tx) => {
@@ -50,8 +50,7 @@ export function setupRoutes({ db, passwords }: SetupDeps) {
         const { rows: users } = await tx.executeQuery(anyUser(tx))
         if (users.length > 0) throw notFound('address')
         const { rows: tokens } = await tx.executeQuery(validSetupToken(tx, tokenHash))
-        if (tokens.length === 0)
-          throw new AppError('invalid_credentials', 'The set-up token is wrong or too old.')
+        if (tokens.length === 0) throw wrongToken()
         await tx.executeQuery(forgetSetupTokens(tx))
         const owner = { username, passwordHash, role: 'owner', mustChangePassword: false } as const
         const created = await tx.executeQuery(
@@ -72,4 +71,8 @@ export function setupRoutes({ db, passwords }: SetupDeps) {
       return c.json({ user }, 201)
     },
   )
+}
+
+function wrongToken(): AppError {
+  return new AppError('invalid_credentials', 'The set-up token is wrong or too old.')
 }
