@@ -60,7 +60,8 @@ export async function createLogin(
     const grant = version >= 160_000 ? ' with inherit false, set true' : ''
     const statements = [
       'begin',
-      `${known ? 'alter' : 'create'} role ${login} login noinherit nosuperuser nobypassrls nocreatedb nocreaterole password ${client.escapeLiteral(password)}`,
+      // A new role may nothing more by default, and only a superuser may ALTER what superusers are.
+      `${known ? 'alter' : 'create'} role ${login} login noinherit password ${client.escapeLiteral(password)}`,
       ...ROLES.map((role) => `grant ${role} to ${login}${grant}`),
       ...Object.entries(settings).map(
         ([setting, value]) => `alter role ${login} set ${setting} = ${client.escapeLiteral(String(value))}`,
