@@ -2,7 +2,6 @@ import type { Server } from 'node:http'
 import type { Logger } from 'pino'
 import { connectionConfig } from './db/connection.js'
 import { GuardedPool } from './db/guarded-pool.js'
-import { MemorySource } from './db/memory.js'
 import { type Budgets, budgetsFor, createPool } from './db/pool.js'
 import type { Env } from './env.js'
 import { AppError } from './errors.js'
@@ -30,12 +29,9 @@ export async function serve(
 ): Promise<Serving> {
   const main =
     url === null
-      ? new MemorySource()
+      ? new (await import('./db/memory.js')).MemorySource()
       : postgres(env, url, log, env.DATABASE_POOL_SIZE, budgetsFor(env.DATABASE_TIMEOUT * 1000))
-  const streams =
-    main instanceof MemorySource || url === null
-      ? main
-      : postgres(env, url, log, STREAM_CONNECTIONS, streamBudgets(env))
+  const streams = url === null ? main : postgres(env, url, log, STREAM_CONNECTIONS, streamBudgets(env))
   let port = env.PORT
   const service = createService({
     env,

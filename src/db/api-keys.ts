@@ -1,5 +1,6 @@
 import { type Compilable, sql } from 'kysely'
 import { type ServiceEvent, withAudit } from './audit.js'
+import { compileOnce } from './compile-once.js'
 import type { Db, Tx } from './database.js'
 import type { Role, User } from './users.js'
 
@@ -28,23 +29,25 @@ export interface KeyHolder {
 }
 
 /** The key check: one indexed look-up, unexpired keys of active users only. For asApp. */
-export function keyByHash(db: Db, keyHash: string): Compilable<KeyHolder> {
-  return db
-    .selectFrom('auth_api_keys as k')
-    .innerJoin('auth_users as u', 'u.id', 'k.user_id')
-    .select([
-      'k.id as key_id',
-      'k.name as key_name',
-      'k.scopes',
-      sql<boolean>`k.last_used_at is null or k.last_used_at < now() - interval '60 seconds'`.as('due'),
-      'u.id as user_id',
-      'u.role',
-    ])
-    .where('k.key_hash', '=', keyHash)
-    .where('u.is_active', '=', true)
-    .where((eb) => eb.or([eb('k.expires_at', 'is', null), eb('k.expires_at', '>', sql<string>`now()`)]))
-    .$narrowType<{ role: Role; scopes: Scope[] }>()
-}
+export const keyByHash = compileOnce(
+  (db, keyHash: string): Compilable<KeyHolder> =>
+    db
+      .selectFrom('auth_api_keys as k')
+      .innerJoin('auth_users as u', 'u.id', 'k.user_id')
+      .select([
+        'k.id as key_id',
+        'k.name as key_name',
+        'k.scopes',
+        sql<boolean>`k.last_used_at is null or k.last_used_at < now() - interval '60 seconds'`.as('due'),
+        'u.id as user_id',
+        'u.role',
+      ])
+      .where('k.key_hash', '=', keyHash)
+      .where('u.is_active', '=', true)
+      .where((eb) => eb.or([eb('k.expires_at', 'is', null), eb('k.expires_at', '>', sql<string>`now()`)]))
+      .$narrowType<{ role: Role; scopes: Scope[] }>(),
+  1,
+)
 
 /** Remembers the use, at most once a minute. For asApp. */
 export function touchKey(db: Db, keyId: number): Compilable<unknown> {

@@ -1,5 +1,6 @@
 import { type Compilable, type Expression, type ExpressionBuilder, type SqlBool, sql } from 'kysely'
 import { type ServiceEvent, withAudit } from './audit.js'
+import { compileOnce } from './compile-once.js'
 import type { Db } from './database.js'
 import type { DB } from './types.js'
 
@@ -50,14 +51,20 @@ const ENTRY_COLUMNS = [
 ] as const
 
 /** The entry as it is now; no row for an absent, a deleted and an invisible one alike. */
-export function entryAt(db: Db, address: Address): Compilable<StoredEntry> {
-  return db
-    .selectFrom('config_entries')
-    .select(ENTRY_COLUMNS)
-    .where(at(address))
-    .where('deleted', '=', false)
-    .$castTo<StoredEntry>()
+export function entryAt(db: Db, { scope, owner, environment, key }: Address): Compilable<StoredEntry> {
+  return readEntry(db, scope, owner, environment, key)
 }
+
+const readEntry = compileOnce(
+  (db, scope: string, owner: string, environment: string, key: string): Compilable<StoredEntry> =>
+    db
+      .selectFrom('config_entries')
+      .select(ENTRY_COLUMNS)
+      .where(at({ scope: scope as Address['scope'], owner, environment, key }))
+      .where('deleted', '=', false)
+      .$castTo<StoredEntry>(),
+  4,
+)
 
 /** The same with an audit row of its own: for who reads the secrets in the clear. */
 export function entryAtAudited(db: Db, address: Address, event: ServiceEvent): Compilable<StoredEntry> {

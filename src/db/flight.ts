@@ -1,5 +1,7 @@
+import type { Writable } from 'node:stream'
 import pg, { type QueryResult } from 'pg'
 import utils from 'pg/lib/utils.js'
+import { serialize } from 'pg-protocol'
 
 export interface Statement {
   text: string
@@ -10,14 +12,9 @@ export interface Statement {
 
 /** What a flight writes to and builds on in pg; it is pinned exactly for their sake. */
 interface Wire {
-  stream: { cork(): void; uncork(): void }
+  stream: Writable
   on(event: 'parseComplete', listener: () => void): void
   off(event: 'parseComplete', listener: () => void): void
-  parse(message: { text: string; name: string | undefined; types: undefined }): void
-  bind(message: { portal: string; statement: string | undefined; values: unknown[] }): void
-  describe(message: { type: 'P'; name: string }): void
-  execute(message: { portal: string; rows: number }): void
-  sync(): void
 }
 
 declare class PgQuery {
@@ -46,11 +43,11 @@ class Flight extends Query {
   readonly #statements: readonly Statement[]
   readonly #values: unknown[][]
   #ahead: number
-  readonly #parsing: (string | undefined)[] = []
+  readonly #parsing: string[] = []
   #connection: Wire | undefined
   readonly #onParseComplete = (): void => {
     const name = this.#parsing.shift()
-    if (name !== undefined && this.#connection !== undefined) preparedOn(this.#connection).add(name)
+    if (name && this.#connection !== undefined) preparedOn(this.#connection).add(name)
   }
 
   constructor(statements: readonly Statement[], callback: PgQuery['callback']) {
@@ -66,18 +63,19 @@ class Flight extends Query {
     this.#connection = wire
     wire.on('parseComplete', this.#onParseComplete)
     const prepared = preparedOn(wire)
-    wire.stream.cork()
-    for (const [index, { text, name }] of this.#statements.entries()) {
-      if (name === undefined || !prepared.has(name)) {
+    const messages: Buffer[] = []
+    for (const [index, { text, name = '' }] of this.#statements.entries()) {
+      if (name === '' || !prepared.has(name)) {
         this.#parsing.push(name)
-        wire.parse({ text, name, types: undefined })
+        messages.push(serialize.parse({ text, name }))
       }
-      wire.bind({ portal: '', statement: name, values: this.#values[index] ?? [] })
-      if (index === this.#statements.length - 1) wire.describe({ type: 'P', name: '' })
-      wire.execute({ portal: '', rows: 0 })
+      messages.push(serialize.bind({ statement: name, values: this.#values[index] ?? [] }))
+      if (index === this.#statements.length - 1) messages.push(serialize.describe({ type: 'P' }))
+      messages.push(serialize.execute())
     }
-    wire.sync()
-    wire.stream.uncork()
+    messages.push(serialize.sync())
+    // One write: each costs more than all the messages together. A dead stream fails its queries itself.
+    if (wire.stream.writable) wire.stream.write(Buffer.concat(messages))
   }
 
   override handleDataRow(message: unknown): void {

@@ -83,6 +83,24 @@ export class GuardedPool implements ConnectionSource {
   }
 }
 
+const BaseCursor = Cursor as unknown as new (
+  text: string,
+  values: unknown[],
+) => Cursor<unknown> & { handleDataRow(message: unknown): void }
+
+/** A row whose value no parser takes is an error of its stream: pg-cursor lets it end the process. */
+class RowCursor extends BaseCursor {
+  unreadable: unknown
+
+  override handleDataRow(message: unknown): void {
+    try {
+      super.handleDataRow(message)
+    } catch (error) {
+      this.unreadable ??= error
+    }
+  }
+}
+
 /** False when it did not come in time: pg-cursor's close has no answer on a connection that is gone. */
 async function within(work: Promise<void>, timeoutMs: number): Promise<boolean> {
   let timer: NodeJS.Timeout | undefined
@@ -125,17 +143,18 @@ class GuardedConnection implements SourceConnection {
   }
 
   async *stream(statement: Statement, batchSize: number): AsyncGenerator<unknown[]> {
-    const cursor = this.#client.query(new Cursor<unknown>(statement.text, [...statement.values]))
+    const cursor = this.#client.query(new RowCursor(statement.text, [...statement.values]))
     // One that failed has sent its Sync and is not to be closed: pg-cursor would wait for a second answer.
     let failed = false
     try {
       for (;;) {
         const rows = this.#answered(await cursor.read(batchSize))
+        if (cursor.unreadable !== undefined) throw cursor.unreadable
         if (rows.length === 0) return
         yield rows
       }
     } catch (error) {
-      failed = true
+      failed = cursor.unreadable === undefined
       await this.#failed(error)
       throw error
     } finally {

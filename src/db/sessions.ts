@@ -1,5 +1,6 @@
 import { type Compilable, sql } from 'kysely'
 import { type ServiceEvent, withAudit } from './audit.js'
+import { compileOnce } from './compile-once.js'
 import type { Db } from './database.js'
 import type { Role, User } from './users.js'
 
@@ -32,7 +33,11 @@ export interface SessionUser {
  * For asApp.
  */
 export function sessionByTokenHash(db: Db, tokenHash: string, idleSeconds: number): Compilable<SessionUser> {
-  const idle = sql`cast(${`${idleSeconds} seconds`} as interval)`
+  return findSession(db, tokenHash, `${idleSeconds} seconds`)
+}
+
+const findSession = compileOnce((db, tokenHash: string, idleSeconds: string): Compilable<SessionUser> => {
+  const idle = sql`cast(${idleSeconds} as interval)`
   return db
     .selectFrom('auth_sessions as s')
     .innerJoin('auth_users as u', 'u.id', 's.user_id')
@@ -62,7 +67,7 @@ export function sessionByTokenHash(db: Db, tokenHash: string, idleSeconds: numbe
     .where('s.last_activity', '>', sql<string>`now() - ${idle}`)
     .where('u.is_active', '=', true)
     .$narrowType<{ role: Role }>()
-}
+}, 2)
 
 /** Counts as activity; at most once a minute, also when several requests find it due. For asApp. */
 export function touchSession(db: Db, sessionId: number): Compilable<unknown> {

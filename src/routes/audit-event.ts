@@ -80,22 +80,31 @@ export function readEvent(
   }
   const { tree: clean, redacted, truncated } = redactSecrets(withUnknownInMetadata(event))
   const eventId = parsed.data.event_id ?? randomUUID()
-  const { timestamp_iso: _, ...stored } = {
-    ...(clean as JsonObject),
-    event_id: eventId,
-    level: parsed.data.level ?? 'info',
-    timestamp: isJsonNumber(event['timestamp']) ? event['timestamp'] : Date.parse(occurredAt) / 1000,
-    request_id: parsed.data.request_id ?? ids.requestId,
-    trace_id: parsed.data.trace_id ?? ids.traceId,
-    session_id: parsed.data.session_id ?? ids.sessionId,
-  } as JsonObject
-  const marked = markChanges(stored, { replaced: marks.replaced, redacted, truncated })
-  const present = Object.fromEntries(
-    Object.entries(marked).filter(([, value]) => value !== null && value !== undefined),
+  const { timestamp_iso: _, ...sent } = clean as JsonObject
+  const stored = withoutNulls(
+    markChanges(
+      {
+        ...sent,
+        event_id: eventId,
+        level: parsed.data.level ?? 'info',
+        timestamp: epochOf(event['timestamp'], occurredAt),
+      },
+      { replaced: marks.replaced, redacted, truncated },
+    ),
   )
+  // What the service adds is left out of the hash: it must not make a repeated event another one.
+  const added = withoutNulls({
+    ...(stored['timestamp'] === undefined ? { timestamp: Date.parse(occurredAt) / 1000 } : {}),
+    ...(stored['request_id'] === undefined ? { request_id: ids.requestId } : {}),
+    ...(stored['trace_id'] === undefined ? { trace_id: ids.traceId } : {}),
+    ...(stored['session_id'] === undefined ? { session_id: ids.sessionId } : {}),
+  })
+  const asSent = canonicalJson(stored)
+  const present = { ...stored, ...added }
+  const text = Object.keys(added).length === 0 ? asSent : canonicalJson(present)
   return {
     eventId,
-    bodyHash: createHash('sha256').update(canonicalJson(tree)).digest('hex'),
+    bodyHash: createHash('sha256').update(asSent).digest('hex'),
     occurredAt,
     eventType: parsed.data.event_type,
     level: parsed.data.level ?? 'info',
@@ -104,8 +113,20 @@ export function readEvent(
     sessionId: column(present['session_id']),
     requestId: column(present['request_id']),
     traceId: column(present['trace_id']),
-    event: canonicalJson(present),
+    event: text,
   }
+}
+
+/** A number as it was spelt; a text as epoch seconds; nothing when no time was sent. */
+function epochOf(timestamp: JsonTree | undefined, occurredAt: string): JsonTree {
+  if (timestamp === undefined || timestamp === null) return null
+  return isJsonNumber(timestamp) ? timestamp : Date.parse(occurredAt) / 1000
+}
+
+function withoutNulls(event: JsonObject): JsonObject {
+  return Object.fromEntries(
+    Object.entries(event).filter(([, value]) => value !== null && value !== undefined),
+  )
 }
 
 interface Correlated {

@@ -132,7 +132,13 @@ export function auditRoutes(deps: AuditDeps) {
         }
         const partial = c.req.valid('query').partial === 'true'
         const replaced = c.get('replacedAt') ?? []
-        const { good, rejected } = readAll(trees, Array.isArray(body), replaced, c.var.correlation)
+        const { correlation } = c.var
+        // An id that this service made for the request says nothing of the events in it.
+        const requestId = c.req.header('x-request-id') === undefined ? null : correlation.requestId
+        const { good, rejected } = readAll(trees, Array.isArray(body), replaced, {
+          ...correlation,
+          requestId,
+        })
         if (rejected.length > 0 && !partial) {
           const errors = rejected.map(({ index, path, message }) => ({
             path: Array.isArray(body) ? `/${index}${path}` : path,

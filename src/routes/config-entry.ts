@@ -3,13 +3,13 @@ import type { Context } from 'hono'
 import type { Address, Revision, StoredEntry } from '../db/config.js'
 import type { ConfigAddress } from '../security/config-secrets.js'
 import { maskValue } from '../security/config-secrets.js'
-import { parseStoredJson } from '../security/json-text.js'
+import { parseStoredJson, stringifyJson } from '../security/json-text.js'
 import { type JsonTree, fromPointer } from '../security/json-tree.js'
 import { isWellFormedText } from '../security/well-formed-text.js'
 import type { AppEnv } from './context.js'
 import { etag } from './preconditions.js'
 import { timestamp } from './schemas.js'
-import { jsonTree } from './validate.js'
+import { jsonText } from './validate.js'
 
 const plainText = (max: number) =>
   z.string().min(1).max(max).refine(isWellFormedText, 'must be well-formed text without NUL')
@@ -71,45 +71,26 @@ export function sealAddress({ scope, owner, environment, key }: Address): Config
   return { scope, owner: owner || null, environment: environment || null, key }
 }
 
-/** The entry as callers see it, with its ETag; `show` masks or reveals. */
+/** A stored value as callers read it: secrets masked, and untouched text where there are none. */
+export function maskedText(stored: string): string {
+  return stored.includes('"$sealed"') ? stringifyJson(maskValue(parseStoredJson(stored))) : stored
+}
+
+/** The entry with its ETag; `value` is JSON text, masked or revealed, and is not parsed again. */
 export function entryResponse(
   c: Context<AppEnv>,
   entry: StoredEntry,
   status: 200 | 201,
-  show: (stored: JsonTree) => JsonTree,
+  value: string,
 ): never {
   c.header('etag', etag(entry.version))
-  const {
-    scope,
-    owner,
-    environment,
-    key,
-    version,
-    secret_paths,
-    tags,
-    description,
-    created_at,
-    updated_at,
-    updated_by,
-  } = entry
-  return jsonTree(
-    c,
-    {
-      scope,
-      owner: owner === '' ? null : owner,
-      environment: environment === '' ? null : environment,
-      key,
-      value: show(parseStoredJson(entry.value)),
-      version,
-      secret_paths,
-      tags,
-      description,
-      created_at,
-      updated_at,
-      updated_by,
-    },
-    status,
-  )
+  const { value: _, owner, environment, ...rest } = entry
+  const known = JSON.stringify({
+    ...rest,
+    owner: owner === '' ? null : owner,
+    environment: environment === '' ? null : environment,
+  })
+  return jsonText(c, `${known.slice(0, -1)},"value":${value}}`, status)
 }
 
 /** A revision as callers see it; secrets stay masked. */

@@ -28,6 +28,7 @@ import { decodeCursor, encodeCursor, limit } from './cursor.js'
 import {
   anyJson,
   entryResponse,
+  maskedText,
   entrySchema,
   putBody,
   revisionOut,
@@ -92,9 +93,11 @@ export function configRoutes(deps: ConfigDeps) {
         if (reveal !== 'true' && isUnchanged(c, entry.version))
           return c.body(null, 304, { etag: etag(entry.version) }) as never
         if (reveal === 'true') c.header('cache-control', 'no-store')
-        return entryResponse(c, entry, 200, (stored) =>
-          reveal === 'true' ? revealValue(ring, sealAddress(address), stored) : maskValue(stored),
-        )
+        const value =
+          reveal === 'true'
+            ? stringifyJson(revealValue(ring, sealAddress(address), parseStoredJson(entry.value)))
+            : maskedText(entry.value)
+        return entryResponse(c, entry, 200, value)
       },
     )
 
@@ -131,7 +134,7 @@ export function configRoutes(deps: ConfigDeps) {
             )
           : await tryWrite(c, address, write(undefined), precondition)
         if (entry === undefined) throw given === undefined ? preconditionRequired() : stale()
-        return entryResponse(c, entry, precondition.is === 'absent' ? 201 : 200, maskValue)
+        return entryResponse(c, entry, precondition.is === 'absent' ? 201 : 200, maskedText(entry.value))
       },
     )
 
@@ -170,7 +173,7 @@ export function configRoutes(deps: ConfigDeps) {
           }
         })
         if (entry === undefined) throw stale()
-        return entryResponse(c, entry, 200, maskValue)
+        return entryResponse(c, entry, 200, maskedText(entry.value))
       },
     )
 

@@ -53,7 +53,7 @@ export function requestContext(log: Log): MiddlewareHandler<AppEnv> {
     c.set('requestId', requestId)
     c.set('correlation', correlation)
     c.set('log', log.child({ request_id: requestId }))
-    await next()
+    // Before the answer is made: a header set behind it makes Hono build the answer again.
     c.header('x-request-id', requestId)
     for (const [header, value] of [
       ['x-trace-id', correlation.traceId],
@@ -62,8 +62,9 @@ export function requestContext(log: Log): MiddlewareHandler<AppEnv> {
     ] as const) {
       if (value !== null) c.header(header, value)
     }
-    if (!c.res.headers.has('cache-control')) c.header('cache-control', 'private, no-cache')
+    c.header('cache-control', 'private, no-cache')
     c.header('x-content-type-options', 'nosniff')
+    await next()
     c.var.log.info(
       {
         method: c.req.method,

@@ -63,6 +63,13 @@ export function jsonBody(mode: 'strict' | 'audit'): MiddlewareHandler<AppEnv> {
       c.req.json = <T>() => Promise.resolve(tree as T)
       await next()
     }
+    // The adapter reads a body of known length at once; asking for its stream makes a whole Request first.
+    const length = c.req.header('content-length')
+    if (length !== undefined && c.req.header('transfer-encoding') === undefined) {
+      if (Number(length) > maxSize)
+        throw new AppError('too_large', `The body is larger than ${maxSize} bytes.`)
+      return await readBody()
+    }
     return await limit(c, readBody)
   }
 }

@@ -136,14 +136,20 @@ function replaceIllFormed(tree: JsonTree, place: string[], replacedAt: string[])
 }
 
 function write(tree: JsonTree, namesOf: (object: JsonObject) => string[]): string {
-  if (Array.isArray(tree)) return `[${tree.map((child) => write(child, namesOf)).join(',')}]`
-  if (isJsonObject(tree)) {
-    const members = namesOf(tree).map(
-      (name) => `${JSON.stringify(name)}:${write(tree[name] as JsonTree, namesOf)}`,
-    )
-    return `{${members.join(',')}}`
+  if (typeof tree === 'string') return JSON.stringify(tree)
+  if (tree === null) return 'null'
+  if (typeof tree === 'boolean') return tree ? 'true' : 'false'
+  if (Array.isArray(tree)) {
+    let text = ''
+    for (const child of tree) text += text === '' ? write(child, namesOf) : ',' + write(child, namesOf)
+    return `[${text}]`
   }
-  if (tree === null || typeof tree === 'boolean' || typeof tree === 'string') return JSON.stringify(tree)
+  if (isJsonObject(tree)) {
+    let text = ''
+    for (const name of namesOf(tree))
+      text += `${text === '' ? '' : ','}${JSON.stringify(name)}:${write(tree[name] as JsonTree, namesOf)}`
+    return `{${text}}`
+  }
   if (typeof tree === 'number' ? Number.isFinite(tree) : isJsonNumber(tree)) return String(tree)
   throw new TypeError('not a JSON value')
 }

@@ -41,7 +41,14 @@ export function mapChildren(tree: JsonTree, change: (child: JsonTree, part: stri
   if (Array.isArray(tree)) return tree.map((child, index) => change(child, String(index)))
   if (!isJsonObject(tree)) return tree
   // fromEntries defines own properties, so a name like __proto__ stays a name.
-  return Object.fromEntries(Object.entries(tree).map(([name, child]) => [name, change(child, name)]))
+  const next: JsonObject = {}
+  for (const name of Object.keys(tree)) {
+    const value = change(tree[name] as JsonTree, name)
+    if (name === '__proto__')
+      Object.defineProperty(next, name, { value, enumerable: true, configurable: true, writable: true })
+    else next[name] = value
+  }
+  return next
 }
 
 /**
@@ -49,6 +56,7 @@ export function mapChildren(tree: JsonTree, change: (child: JsonTree, part: stri
  * names that need no rewriting keep theirs. The very same object when no name changes.
  */
 export function renameMembers(object: JsonObject, rewrite: (name: string) => string): JsonObject {
+  if (Object.keys(object).every((name) => rewrite(name) === name)) return object
   const renamed = Object.entries(object).map(([name, child]) => ({ name, next: rewrite(name), child }))
   const taken = new Set(renamed.filter(({ name, next }) => name === next).map(({ name }) => name))
   if (taken.size === renamed.length) return object

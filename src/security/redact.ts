@@ -41,23 +41,29 @@ export function redactSecrets(tree: JsonTree, { maxStringLength = 65_536 }: Reda
     return short
   }
 
-  function visit(node: JsonTree, place: readonly string[], isSensitive: boolean): JsonTree {
+  const place: string[] = []
+  function visitAt(part: string, node: JsonTree, isSensitive: boolean): JsonTree {
+    place.push(part)
+    const next = visit(node, isSensitive)
+    place.pop()
+    return next
+  }
+  function visit(node: JsonTree, isSensitive: boolean): JsonTree {
     if (typeof node === 'string') return visitText(node, place, isSensitive)
     if (!isJsonObject(node)) {
-      return mapChildren(node, (child, part) => visit(child, [...place, part], isSensitive))
+      return mapChildren(node, (child, part) => visitAt(part, child, isSensitive))
     }
     const named = renameMembers(node, (name) => cut(redactText(name)))
     return mapChildren(named, (child, name) => {
-      const childPlace = [...place, name]
       if (!Object.hasOwn(node, name)) {
-        if (name.includes(REDACTED)) redacted.push(toPointer(childPlace))
-        if (name.includes(TRUNCATED)) truncated.push(toPointer(childPlace))
+        if (name.includes(REDACTED)) redacted.push(toPointer([...place, name]))
+        if (name.includes(TRUNCATED)) truncated.push(toPointer([...place, name]))
       }
-      return visit(child, childPlace, isSensitive || isSensitiveName(name))
+      return visitAt(name, child, isSensitive || isSensitiveName(name))
     })
   }
 
-  return { tree: visit(tree, [], false), redacted, truncated }
+  return { tree: visit(tree, false), redacted, truncated }
 }
 
 // Each pattern begins with a fixed text and its repeated part stops at a character that the fixed text contains or
@@ -70,10 +76,13 @@ const CREDENTIALS: readonly [pattern: RegExp, replacement: string][] = [
   [/((?:password|passwd|pwd)=)(?!\[redacted\])(?:'[^']*'|'?[^\s&;,'"]+)/gi, `$1${REDACTED}`],
 ]
 
+const SUSPECT = /gz[ski]_|bearer|basic|:\/\/|(?:password|passwd|pwd)=/i
+
 /**
  * The text without the credentials that show by their form: our tokens, bearer and basic credentials, the password
  * in a URL (`postgres://user:***@host`) and in `password=`. Linear in time for any input.
  */
 export function redactText(text: string): string {
+  if (!SUSPECT.test(text)) return text
   return CREDENTIALS.reduce((rest, [pattern, replacement]) => rest.replace(pattern, replacement), text)
 }

@@ -420,6 +420,30 @@ describe('a caller cannot forge', () => {
     }
   })
 
+  it("changes or deletes none of another's rows by a statement that reads nothing", async () => {
+    // Without WHERE and RETURNING the policies for reading are not asked.
+    const tables = ['auth_users', 'auth_sessions', 'auth_api_keys', 'auth_oauth_tokens', 'config_entries']
+    const shared = `insert into config_entries (scope, owner, environment, key, value, version, updated_by)
+      values ('global', '', '', 'shared', '1', 1, 'x')`
+    await superuser.query(shared)
+    const stored = async (table: string) =>
+      (await superuser.query(`select * from ${table} t where t::text not like '%bob%' order by t::text`)).rows
+    const before = await Promise.all(tables.map(stored))
+    const readOnlyAlice = { ...alice, scopes: ['config:read'] as const }
+    for (const [who, text] of [
+      [bob, "update auth_users set password_hash = 'x'"],
+      [bob, 'delete from auth_sessions'],
+      [bob, 'delete from auth_api_keys'],
+      [bob, 'delete from auth_oauth_tokens'],
+      [bob, "update config_entries set value = '2'"],
+      [readOnlyAlice, "update config_entries set value = '2'"],
+    ] as const) {
+      expect.soft(await stateOf(asCaller(db, who, raw(text))), text).toBe('none')
+    }
+    expect(await Promise.all(tables.map(stored))).toEqual(before)
+    await superuser.query("delete from config_entries where key = 'shared'")
+  })
+
   it('makes an admin no owner, and lets an admin touch no owner', async () => {
     const owner = await makeUser('owner', 'owner')
     const admin = caller(bob.userId ?? 0, 'admin')

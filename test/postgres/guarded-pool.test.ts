@@ -308,7 +308,10 @@ describe('the end of the pool', () => {
     await ended
     expect(performance.now() - endingAt).toBeLessThan(1500)
     expect(await hanging).toMatchObject({ code: 'outcome_unknown' })
-    await expect(pool.connect()).rejects.toMatchObject({ code: 'unavailable' })
+    await expect(pool.connect()).rejects.toMatchObject({
+      code: 'unavailable',
+      message: 'The service is shutting down.',
+    })
   })
 
   it('waits for a statement that ends in time', async () => {

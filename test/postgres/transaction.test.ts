@@ -327,6 +327,25 @@ describe('a stream', () => {
     expect(await pid()).toEqual(before)
   })
 
+  it('with a value that cannot be read fails by itself, on a connection that stays good', async () => {
+    const db = open()
+    const pid = async () => await asApp(db, { compile: () => raw('select pg_backend_pid() as pid') })
+    const before = await pid()
+    for (const count of [20, 5000]) {
+      const query = raw(
+        `select case n when 15 then 'infinity' else now() end as t from generate_series(1, ${count}) n`,
+      )
+      const read = async () => {
+        for await (const rows of streamAsCaller(db, SYSTEM, query, 10)) expect(rows).toHaveLength(10)
+      }
+      expect(await read().catch(failure)).toMatchObject({
+        code: 'internal',
+        cause: { message: expect.stringContaining('timestamp') },
+      })
+      expect(await pid()).toEqual(before)
+    }
+  })
+
   it('changes nothing', async () => {
     const db = open()
     const write = async () => {

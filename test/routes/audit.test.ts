@@ -55,6 +55,20 @@ describe('an event', () => {
     expect((await get(`/v1/audit/events/${one.event_id}`)).body.message).toBe('m')
   })
 
+  it('sent again with other correlation headers is still the same event', async () => {
+    const one = event({ message: 'correlated' })
+    const { event_id } = one
+    const send = (headers: Record<string, string>) =>
+      service.call('POST', '/v1/audit/events', { token: service.ownerToken, body: one, headers })
+    expect((await send({ 'x-request-id': 'first', 'x-trace-id': 't1' })).body.accepted).toBe(1)
+    expect((await send({})).body).toEqual({ accepted: 0, duplicates: 1, conflicts: [] })
+    expect((await send({ 'x-request-id': 'third' })).body.duplicates).toBe(1)
+    expect((await get(`/v1/audit/events/${event_id}`)).body).toMatchObject({
+      request_id: 'first',
+      trace_id: 't1',
+    })
+  })
+
   it('keeps a client from saying what only the service knows', async () => {
     const forged = event({
       source: 'service',
