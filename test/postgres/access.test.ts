@@ -333,6 +333,16 @@ describe('a caller cannot forge', () => {
     }
   })
 
+  it('a session or another key by a key, whatever its scopes', async () => {
+    const byKey = { ...alice, scopes: ['users:read', 'users:write', 'config:write'] as const }
+    for (const text of [
+      'insert into auth_sessions (session_token, user_id, expires_at) values (gen_random_uuid(), $me, now())',
+      "insert into auth_api_keys (user_id, name, prefix, key_hash, scopes) values ($me, 'n', 'p', gen_random_uuid(), '{}')",
+    ]) {
+      expect.soft(await stateOf(asCaller(db, byKey, raw(named(text)))), text).toBe(DENIED)
+    }
+  })
+
   it.each([
     ['the actor of an event', event('', "'user', $other")],
     ['an event of the service', event('', "'system', null")],
@@ -426,9 +436,15 @@ describe('a caller cannot forge', () => {
     const shared = `insert into config_entries (scope, owner, environment, key, value, version, updated_by)
       values ('global', '', '', 'shared', '1', 1, 'x')`
     await superuser.query(shared)
-    const stored = async (table: string) =>
-      (await superuser.query(`select * from ${table} t where t::text not like '%bob%' order by t::text`)).rows
-    const before = await Promise.all(tables.map(stored))
+    const stored = async () => {
+      const rows: object[] = []
+      for (const table of tables) {
+        const text = `select t::text as row from ${table} t where t::text not like '%bob%' order by 1`
+        rows.push((await superuser.query<object>(text)).rows)
+      }
+      return rows
+    }
+    const before = await stored()
     const readOnlyAlice = { ...alice, scopes: ['config:read'] as const }
     for (const [who, text] of [
       [bob, "update auth_users set password_hash = 'x'"],
@@ -440,7 +456,7 @@ describe('a caller cannot forge', () => {
     ] as const) {
       expect.soft(await stateOf(asCaller(db, who, raw(text))), text).toBe('none')
     }
-    expect(await Promise.all(tables.map(stored))).toEqual(before)
+    expect(await stored()).toEqual(before)
     await superuser.query("delete from config_entries where key = 'shared'")
   })
 

@@ -265,6 +265,15 @@ describe('sslmode in the URL', () => {
 })
 
 describe('without DATABASE_SSL', () => {
+  it.each(['sslmode=disable', '%73slmode=disable', 'ssl=false', 'sslmode=no-verify&uselibpqcompat=true'])(
+    'nothing in the URL turns verification off: %s',
+    (query) => {
+      const url = `postgres://u:p@db.example.com/d?${query}`
+      const { ssl } = connectionConfig({ url, ssl: undefined, sslCa: undefined })
+      expect(ssl).toEqual({ rejectUnauthorized: true })
+    },
+  )
+
   it.each([
     'db.example.com',
     '10.0.0.5',

@@ -235,8 +235,10 @@ CREATE POLICY caller_updates ON auth_users FOR UPDATE TO gary_caller
 GRANT SELECT (id, user_id, created_at, expires_at, last_activity, ip_address, user_agent, authenticated_at),
   INSERT (session_token, user_id, expires_at, ip_address, user_agent),
   UPDATE (authenticated_at), DELETE ON auth_sessions TO gary_caller;
+-- Only a session, whose scope is everything, opens sessions and makes keys: a key does neither.
 CREATE POLICY caller_own ON auth_sessions TO gary_caller
-  USING (user_id = (SELECT gary.user_id())) WITH CHECK (user_id = (SELECT gary.user_id()));
+  USING (user_id = (SELECT gary.user_id()))
+  WITH CHECK (user_id = (SELECT gary.user_id()) AND (SELECT gary.holds_scope('*')));
 CREATE POLICY caller_sees_managed ON auth_sessions FOR SELECT TO gary_caller
   USING (EXISTS (SELECT FROM auth_users u WHERE u.id = user_id AND gary.manages(u.role, 'users:read')));
 CREATE POLICY caller_ends_managed ON auth_sessions FOR DELETE TO gary_caller
@@ -254,10 +256,12 @@ CREATE POLICY caller_own ON auth_oauth_tokens TO gary_caller
 GRANT SELECT (id, user_id, name, prefix, scopes, created_at, expires_at, last_used_at),
   INSERT (user_id, name, prefix, key_hash, scopes, expires_at), DELETE ON auth_api_keys TO gary_caller;
 CREATE POLICY caller_own ON auth_api_keys TO gary_caller
-  USING (user_id = (SELECT gary.user_id())) WITH CHECK (user_id = (SELECT gary.user_id()));
+  USING (user_id = (SELECT gary.user_id()))
+  WITH CHECK (user_id = (SELECT gary.user_id()) AND (SELECT gary.holds_scope('*')));
 CREATE POLICY caller_managed ON auth_api_keys TO gary_caller
   USING (EXISTS (SELECT FROM auth_users u WHERE u.id = user_id AND gary.manages(u.role, 'users:read')))
-  WITH CHECK (EXISTS (SELECT FROM auth_users u WHERE u.id = user_id AND gary.manages(u.role, 'users:write')));
+  WITH CHECK ((SELECT gary.holds_scope('*'))
+    AND EXISTS (SELECT FROM auth_users u WHERE u.id = user_id AND gary.manages(u.role, 'users:write')));
 
 GRANT SELECT, INSERT (scope, owner, environment, key, value, version, secret_paths, tags, description, updated_by),
   UPDATE (value, version, secret_paths, tags, description, deleted, created_at, updated_at, updated_by) ON config_entries TO gary_caller;
