@@ -15,11 +15,19 @@ const hasProc = existsSync('/proc/self/stat')
 export async function lock(home: string, account: Account): Promise<() => Promise<void>> {
   const path = join(home, 'lock')
   const claim = `${path}-${process.pid}-${randomBytes(4).toString('hex')}`
-  await writeOwned(claim, `${process.pid} ${startedAt(process.pid)}`, account)
+  const mine = `${process.pid} ${startedAt(process.pid)}`
+  await writeOwned(claim, mine, account)
   try {
     for (;;) {
       const taken = await fs.link(claim, path).then(() => true, unless('EEXIST'))
-      if (taken) return () => fs.rm(path, { force: true })
+      if (taken) {
+        // A slower one may be putting a lock aside that it took for stale, and another take its place: whoever
+        // has it when all who compete have made up their minds, has it.
+        await until(() => !othersCompete(home, claim), 2000)
+        if ((await fs.readFile(path, 'utf8').catch(unless('ENOENT'))) === mine)
+          return () => fs.rm(path, { force: true })
+        continue
+      }
       const held = await fs.readFile(path, 'utf8').catch(unless('ENOENT'))
       const [pid, started] = held?.split(' ') ?? []
       if (started !== undefined && startedAt(Number(pid)) === started)
@@ -35,6 +43,14 @@ export async function lock(home: string, account: Account): Promise<() => Promis
     await fs.rm(claim)
     await fs.rm(`${claim}-stale`, { force: true })
   }
+}
+
+/** Whoever wants the lock has a claim beside it until it has decided. */
+function othersCompete(home: string, claim: string): boolean {
+  return readdirSync(home).some((name) => {
+    const pid = /^lock-(\d+)-[0-9a-f]{8}$/.exec(name)?.[1]
+    return pid !== undefined && join(home, name) !== claim && startedAt(Number(pid)) !== undefined
+  })
 }
 
 function kill(pid: number, signal: NodeJS.Signals): void {
