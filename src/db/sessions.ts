@@ -5,7 +5,7 @@ import type { Db } from './database.js'
 import type { Role, User } from './users.js'
 
 /** A live session with its user, as one look-up finds them. */
-export interface SessionUser {
+export interface SessionUser extends User {
   session_id: number
   session_created_at: string
   expires_at: string
@@ -16,16 +16,6 @@ export interface SessionUser {
   user_agent: string | null
   /** last_activity is older than a minute and is to be written again. */
   due: boolean
-  id: number
-  username: string
-  role: Role
-  is_active: boolean
-  must_change_password: boolean
-  created_at: string
-  updated_at: string
-  last_login: string | null
-  password_changed_at: string
-  version: number
 }
 
 /**
