@@ -56,8 +56,7 @@ export async function openDatabase(log) {
   const { connectionConfig } = await import('../dist/db/connection.js')
   const given = process.env['BENCH_DATABASE_URL']
   const folder = await mkdtemp(join(tmpdir(), 'gary-bench-'))
-  const embedded =
-    given === undefined ? await startEmbedded({ dataDir: folder, log }) : undefined
+  const embedded = given === undefined ? await startEmbedded({ dataDir: folder, log }) : undefined
   const serverUrl = given ?? embedded?.url ?? ''
   const name = `gary_bench_${process.pid}`
   const url = new URL(serverUrl)
