@@ -1,5 +1,6 @@
 import { createHmac, randomBytes } from 'node:crypto'
 import type { Server } from 'node:http'
+import type { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type HttpBindings, createAdaptorServer } from '@hono/node-server'
 import { type AppDeps, createApp } from './app.js'
@@ -148,6 +149,7 @@ export async function listen(
   // The platform's edge keeps idle connections for 60 s: ours must not be the first to close.
   server.keepAliveTimeout = 65_000
   server.headersTimeout = 66_000
+  server.on('clientError', (error: NodeJS.ErrnoException, socket) => answerMalformed(error.code, socket))
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject)
     server.listen(port, host, resolve)
@@ -156,11 +158,33 @@ export async function listen(
   return { server, port: typeof address === 'object' && address !== null ? address.port : port }
 }
 
+/** What Node's parser refuses never reaches the app; it is a problem document all the same. */
+function answerMalformed(code: string | undefined, socket: Duplex): void {
+  if (!socket.writable || code === 'ECONNRESET') return void socket.destroy()
+  const [status, title] =
+    code === 'HPE_HEADER_OVERFLOW' ? [431, 'Request Header Fields Too Large'] : [400, 'Bad Request']
+  const detail = 'The request is not well-formed HTTP.'
+  const body = JSON.stringify({
+    type: 'about:blank',
+    title,
+    status,
+    detail,
+    code: 'invalid_request',
+    error: 'invalid_request',
+    message: detail,
+    timestamp: Date.now() / 1000,
+  })
+  socket.end(
+    `HTTP/1.1 ${status} ${title}\r\ncontent-type: application/problem+json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+  )
+}
+
 /** Stops accepting, lets requests finish, and cuts what is left when `timeoutMs` is over. */
 export async function closeServer(server: Server, timeoutMs: number): Promise<void> {
   const cut = setTimeout(() => server.closeAllConnections(), timeoutMs)
   // A kept-alive connection becomes idle when its request is done, and would then hold the server open.
-  const sweep = setInterval(() => server.closeIdleConnections(), 50)
+  server.prependListener('request', (_, answer) => answer.setHeader('connection', 'close'))
+  const sweep = setInterval(() => server.closeIdleConnections(), 500)
   await new Promise<void>((resolve) => server.close(() => resolve()))
   clearInterval(sweep)
   clearTimeout(cut)

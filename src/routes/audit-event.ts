@@ -6,6 +6,7 @@ import { canonicalJson } from '../security/json-text.js'
 import {
   type JsonObject,
   type JsonTree,
+  exceedsNodes,
   isJsonNumber,
   isJsonObject,
   toPointer,
@@ -15,6 +16,8 @@ import { textPrefix } from '../security/well-formed-text.js'
 
 /** What a filter column holds; the event's text keeps a longer value up to redact's own limit. */
 const ID_LENGTH = 256
+/** Values of one event: redaction visits each. */
+const MAX_NODES = 10_000
 
 const text = z.string().nullish()
 const number = z.custom<JsonTree>(isJsonNumber, 'must be a number').nullish().openapi({ type: 'number' })
@@ -59,6 +62,9 @@ export const eventSchema = z
   })
   .catchall(z.unknown())
 
+/** Where an event tells what the service altered in it. */
+const ALTERED = '_altered'
+
 const KNOWN = new Set(Object.keys(eventSchema.shape))
 
 /** Faults of one event, with pointers into it; an event without any comes back ready to store. */
@@ -67,6 +73,7 @@ export function readEvent(
   marks: { replaced: string[] },
   ids: Correlated,
 ): NewEvent | FieldError[] {
+  if (exceedsNodes(tree, MAX_NODES)) return [{ path: '', message: `has more than ${MAX_NODES} values` }]
   const parsed = eventSchema.safeParse(tree)
   if (!parsed.success) {
     return parsed.error.issues.map(({ path, message }) => ({ path: toPointer(path.map(String)), message }))
@@ -79,7 +86,8 @@ export function readEvent(
     return [{ path: '/timestamp', message: 'must be RFC 3339 or epoch seconds' }]
   }
   const { tree: clean, redacted, truncated } = redactSecrets(withUnknownInMetadata(event))
-  const eventId = parsed.data.event_id ?? randomUUID()
+  // PostgreSQL and the answers spell a UUID in lower case: so does everything that compares them.
+  const eventId = parsed.data.event_id?.toLowerCase() ?? randomUUID()
   const { timestamp_iso: _, ...sent } = clean as JsonObject
   const stored = withoutNulls(
     markChanges(
@@ -120,7 +128,9 @@ export function readEvent(
 /** A number as it was spelt; a text as epoch seconds; nothing when no time was sent. */
 function epochOf(timestamp: JsonTree | undefined, occurredAt: string): JsonTree {
   if (timestamp === undefined || timestamp === null) return null
-  return isJsonNumber(timestamp) ? timestamp : Date.parse(occurredAt) / 1000
+  // Seconds and microseconds together: a Date would lose the latter.
+  const micros = Number(occurredAt.slice(20, 26))
+  return isJsonNumber(timestamp) ? timestamp : Math.floor(Date.parse(occurredAt) / 1000) + micros / 1e6
 }
 
 function withoutNulls(event: JsonObject): JsonObject {
@@ -140,11 +150,21 @@ function column(value: JsonTree | undefined): string | null {
 }
 
 function withUnknownInMetadata(event: JsonObject): JsonObject {
-  const unknown = Object.entries(event).filter(([name]) => !KNOWN.has(name))
-  if (unknown.length === 0) return event
-  const known = Object.fromEntries(Object.entries(event).filter(([name]) => KNOWN.has(name)))
   const metadata = isJsonObject(event['metadata']) ? event['metadata'] : {}
-  return { ...known, metadata: { ...Object.fromEntries(unknown), ...metadata } }
+  const unknown = Object.entries(event).filter(([name]) => !KNOWN.has(name))
+  const forged = Object.hasOwn(metadata, ALTERED)
+  if (unknown.length === 0 && !forged) return event
+  const known = Object.fromEntries(Object.entries(event).filter(([name]) => KNOWN.has(name)))
+  // A name that metadata has as well, and the mark that only the service sets, are kept under another name.
+  const added = unknown.map(([name, value]) => [
+    Object.hasOwn(metadata, name) || name === ALTERED ? `event.${name}` : name,
+    value,
+  ])
+  const own = Object.entries(metadata).map(([name, value]) => [
+    name === ALTERED ? `event.${name}` : name,
+    value,
+  ])
+  return { ...known, metadata: Object.fromEntries([...added, ...own]) as JsonObject }
 }
 
 /** What was changed on the way in is told in the event itself: nothing is altered in silence. */
@@ -155,46 +175,51 @@ function markChanges(
   const marks = Object.entries(changes).filter(([, places]) => places.length > 0)
   if (marks.length === 0) return event
   const metadata = isJsonObject(event['metadata']) ? event['metadata'] : {}
-  return { ...event, metadata: { ...metadata, _altered: Object.fromEntries(marks) } }
+  return { ...event, metadata: { ...metadata, [ALTERED]: Object.fromEntries(marks) } }
 }
 
 /** From 0001 to 9999; RFC 3339 knows no other years and PostgreSQL none that are not finite. */
 const MIN_EPOCH = -62_135_596_800
 const MAX_EPOCH = 253_402_300_799
-const RFC3339 = /^(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)$/
+const RFC3339 =
+  /^(\d{4}-\d\d-\d\d)[Tt ](?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.(\d{1,9}))?(?:[Zz]|[+-]\d\d:\d\d)$/
 
 /**
- * A time as text that PostgreSQL reads to the microsecond: RFC 3339 with any offset, or epoch seconds.
- * null is now. Throws `invalid_request` for all else, the 30th of February among it.
+ * A time as RFC 3339 in UTC to the microsecond, from RFC 3339 with any offset or epoch seconds. null is now.
+ * Throws `invalid_request` for all else, the 30th of February among it.
  */
 export function readTime(time: JsonTree): string {
-  if (time === null) return new Date().toISOString()
+  if (time === null) return new Date().toISOString().replace('Z', '000Z')
   if (isJsonNumber(time)) return epochToIso(String(time))
   if (typeof time === 'string') {
-    const match = RFC3339.exec(time)
-    const day = match?.[1] ?? ''
+    const [, day = '', fraction = ''] = RFC3339.exec(time) ?? []
+    const ms = day === '' ? NaN : Date.parse(time)
     // Date.parse rolls the 30th of February over; the day itself must come back.
-    if (
-      match !== null &&
-      !Number.isNaN(Date.parse(time)) &&
-      new Date(`${day}T00:00:00Z`).toISOString().startsWith(day)
-    )
-      return time
+    if (isInRange(ms / 1000) && new Date(`${day}T00:00:00Z`).toISOString().startsWith(day)) {
+      return isoOf(Math.floor(ms / 1000), fraction)
+    }
     if (/^-?\d{1,12}(\.\d+)?$/.test(time)) return epochToIso(time)
   }
   throw new AppError('invalid_request', 'A time is RFC 3339 or epoch seconds.')
 }
 
+function isInRange(seconds: number): boolean {
+  const whole = Math.floor(seconds)
+  return whole >= MIN_EPOCH && whole <= MAX_EPOCH
+}
+
+/** Whole seconds and the digits behind the point, of which six are kept. */
+function isoOf(wholeSeconds: number, fraction: string): string {
+  return new Date(wholeSeconds * 1000)
+    .toISOString()
+    .replace('.000Z', `.${fraction.slice(0, 6).padEnd(6, '0')}Z`)
+}
+
 /** A double has no room for microseconds since 1970 in milliseconds: whole seconds and fraction go apart. */
 function epochToIso(token: string): string {
   const seconds = Number(token)
-  if (!(seconds >= MIN_EPOCH && seconds <= MAX_EPOCH))
-    throw new AppError('invalid_request', 'This time is out of range.')
+  if (!isInRange(seconds)) throw new AppError('invalid_request', 'This time is out of range.')
   const whole = Math.floor(seconds)
-  const fraction = /^-?\d+\.(\d+)$/.exec(token)?.[1]
-  const micros =
-    seconds >= 0 && fraction !== undefined
-      ? fraction.slice(0, 6).padEnd(6, '0')
-      : String(Math.floor((seconds - whole) * 1e6)).padStart(6, '0')
-  return new Date(whole * 1000).toISOString().replace('.000Z', `.${micros}Z`)
+  const digits = seconds >= 0 ? /^\d+\.(\d+)$/.exec(token)?.[1] : undefined
+  return isoOf(whole, digits ?? String(Math.floor((seconds - whole) * 1e6)).padStart(6, '0'))
 }

@@ -13,6 +13,7 @@ import type { Db } from '../db/database.js'
 import { ROLES } from '../db/users.js'
 import { AppError, type FieldError, notFound } from '../errors.js'
 import type { JsonTree } from '../security/json-tree.js'
+import { isWellFormedText } from '../security/well-formed-text.js'
 import { eventSchema, readEvent, readTime } from './audit-event.js'
 import { requireCaller, requireRight } from './caller.js'
 import { decodeCursor, encodeCursor, limit } from './cursor.js'
@@ -25,6 +26,8 @@ export interface AuditDeps {
 }
 
 export const MAX_BATCH = 1000
+/** So many places of one kind an event tells that were altered. */
+const MAX_MARKS = 100
 
 const eventOut = z
   .looseObject({
@@ -48,7 +51,12 @@ const id = z
   .regex(/^[1-9]\d{0,9}$/, 'must be an id')
   .transform(Number)
   .refine((value) => value < 2 ** 31, 'must be an id')
-const word = z.string().min(1).max(512).optional()
+const word = z
+  .string()
+  .min(1)
+  .max(512)
+  .refine(isWellFormedText, 'must be well-formed text without NUL')
+  .optional()
 const time = z.string().transform((value, context) => {
   try {
     return readTime(value)
@@ -168,7 +176,13 @@ export function auditRoutes(deps: AuditDeps) {
       async (c) => {
         const { limit: size, cursor, ...filter } = c.req.valid('query')
         const after =
-          cursor === undefined ? undefined : decodeCursor(cursor, filter, z.tuple([timestamp, z.int()]))
+          cursor === undefined
+            ? undefined
+            : decodeCursor(
+                cursor,
+                filter,
+                z.tuple([timestamp.refine((at) => !at.startsWith('0000')), z.int().min(1)]),
+              )
         const position = after && { receivedAt: after[0], id: after[1] }
         const rows = await asCaller(
           db,
@@ -219,11 +233,14 @@ function readAll(
 ): { good: NewEvent[]; rejected: Rejected[] } {
   const good: NewEvent[] = []
   const rejected: Rejected[] = []
+  const replacedIn = new Map<number, string[]>()
+  for (const place of replacedAt) {
+    const index = isBatch ? Number(/^\/(\d+)/.exec(place)?.[1]) : 0
+    const inside = isBatch ? place.slice(String(index).length + 1) : place
+    replacedIn.set(index, [...(replacedIn.get(index) ?? []), inside].slice(0, MAX_MARKS))
+  }
   for (const [index, tree] of trees.entries()) {
-    const prefix = isBatch ? `/${index}/` : '/'
-    const replaced = replacedAt
-      .filter((place) => place.startsWith(prefix))
-      .map((place) => place.slice(prefix.length - 1))
+    const replaced = replacedIn.get(index) ?? []
     const event = readEvent(tree, { replaced }, correlation)
     if (Array.isArray(event)) rejected.push(...event.map((fault) => ({ index, ...fault })))
     else good.push(event)

@@ -94,7 +94,7 @@ export function authRoutes(deps: AuthDeps) {
           created_at: created.session_created_at,
           last_activity: created.last_activity,
           expires_at: created.expires_at,
-          idle_expires_at: new Date(idle).toISOString().replace('Z', '000Z'),
+          idle_expires_at: new Date(idle).toISOString().replace('Z', created.last_activity.slice(23)),
           ip_address: created.ip_address,
           user_agent: created.user_agent,
           current: true,
@@ -112,7 +112,7 @@ export function authRoutes(deps: AuthDeps) {
           refuseIdempotencyKey,
           requireKey(deps),
           requireRight('auth:verify', ['service', 'owner', 'admin']),
-          jsonBody('strict'),
+          jsonBody('optional'),
         ] as const,
         request: { body: { required: false, ...json(verifyBody) } },
         responses: {
@@ -123,7 +123,11 @@ export function authRoutes(deps: AuthDeps) {
       async (c) => {
         if (c.var.caller.keyId === null)
           throw new AppError('insufficient_scope', 'This call is for API keys.')
-        const { username, password } = basicCredentials(c) ?? verifyBody.parse(c.req.valid('json'))
+        const given = basicCredentials(c) ?? verifyBody.safeParse(c.req.valid('json')).data
+        if (given === undefined) {
+          throw new AppError('invalid_request', 'Send username and password, in the body or as Basic.')
+        }
+        const { username, password } = given
         const user = await verifiedUser(deps, c, username, password)
         return c.json({ user }, 200, noStore)
       },

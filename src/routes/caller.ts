@@ -55,6 +55,15 @@ async function identify(deps: CallerDeps, c: Context<AppEnv>, credential: string
   if (kind === 'session') await identifySession(deps, c, credential)
   else if (kind === 'api_key') await identifyKey(deps, c, credential)
   else throw invalidCredential()
+  if (c.req.header('x-on-behalf-of') !== undefined) refuseOnBehalfOf(c.var.caller)
+}
+
+/** Whoever names another user asks for fewer rights: ignoring that would give more than was asked for. */
+function refuseOnBehalfOf({ scopes }: Caller): never {
+  if (scopes === '*' || !scopes.includes('act:on-behalf')) {
+    throw new AppError('insufficient_scope', 'X-On-Behalf-Of needs a key with the scope act:on-behalf.')
+  }
+  throw new AppError('not_supported', 'X-On-Behalf-Of is not supported yet; nothing was done.')
 }
 
 async function identifySession(deps: CallerDeps, c: Context<AppEnv>, token: string): Promise<void> {

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import { createRoute, z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
 import { asCaller } from '../db/as-caller.js'
@@ -15,10 +16,10 @@ import {
 import type { Db } from '../db/database.js'
 import { sqlState, violatesUnique } from '../db/pg-errors.js'
 import { ROLES } from '../db/users.js'
-import { AppError, notFound } from '../errors.js'
-import { hasPlaceholder, maskValue, revealValue, sealValue } from '../security/config-secrets.js'
+import { AppError, notFound, validationFailed } from '../errors.js'
+import { PLACEHOLDER, hasPlaceholder, maskValue, revealValue, sealValue } from '../security/config-secrets.js'
 import { parseStoredJson, stringifyJson } from '../security/json-text.js'
-import type { JsonTree } from '../security/json-tree.js'
+import { type JsonTree, childAt, exceedsNodes, isJsonObject, toPointer } from '../security/json-tree.js'
 import { mergePatch } from '../security/merge-patch.js'
 import type { KeyRing } from '../security/secret-box.js'
 import { requireCaller, requireRight } from './caller.js'
@@ -48,7 +49,9 @@ export interface ConfigDeps {
 
 export const MAX_VALUE_BYTES = 256 * 1024
 /** How often a change without If-Match is tried again when others change the same entry. */
-const MAX_ATTEMPTS = 20
+const MAX_ATTEMPTS = 100
+/** What a value may be made of: sealing and masking visit every node. */
+const MAX_NODES = 20_000
 /** A password this old no longer opens secrets. */
 const REAUTHENTICATION_MS = 15 * 60_000
 
@@ -164,9 +167,11 @@ export function configRoutes(deps: ConfigDeps) {
         const entry = await changeStored(c, address, precondition, (current) => {
           if (current === undefined) throw notFound('entry')
           const stored = parseStoredJson(current.value)
+          const masked = maskValue(stored)
+          refusePatchBelowSecret(masked, patch, [])
           return {
             operation: 'patch',
-            value: sealedText(address, current.secret_paths, mergePatch(maskValue(stored), patch), stored),
+            value: sealedText(address, current.secret_paths, mergePatch(masked, patch), stored),
             secretPaths: current.secret_paths,
             tags: current.tags,
             description: current.description,
@@ -236,7 +241,19 @@ export function configRoutes(deps: ConfigDeps) {
       async (c) => {
         const { limit: size, cursor, values, ...rest } = c.req.valid('query')
         const address = addressFor(c.var.caller, scope, c.req.valid('param'), environmentOf(rest), 'read')
-        const before = cursor === undefined ? undefined : decodeCursor(cursor, address, z.tuple([z.int()]))[0]
+        const before =
+          cursor === undefined
+            ? undefined
+            : decodeCursor(
+                cursor,
+                address,
+                z.tuple([
+                  z
+                    .int()
+                    .min(1)
+                    .max(2 ** 31 - 1),
+                ]),
+              )[0]
         const rows = await asCaller(db, c.var.caller, revisionsOf(db, address, size + 1, before))
         if (rows.length === 0 && cursor === undefined) throw notFound('entry')
         const items = rows.slice(0, size)
@@ -268,6 +285,7 @@ export function configRoutes(deps: ConfigDeps) {
       if (precondition.is === 'version' && !precondition.versions.includes(current.version)) return undefined
       const written = await tryWrite(c, address, write, { is: 'version', versions: [current.version] })
       if (written !== undefined || precondition.is === 'version') return written
+      await sleep(Math.random() * Math.min(10 * attempt, 200))
     }
     throw new AppError('conflict', 'Others keep changing this entry; try again.', { retryAfterSeconds: 1 })
   }
@@ -297,11 +315,22 @@ export function configRoutes(deps: ConfigDeps) {
     next: JsonTree,
     stored: JsonTree | undefined,
   ): string {
+    if (exceedsNodes(next, MAX_NODES))
+      throw new AppError('too_large', `A value has at most ${MAX_NODES} parts.`)
     if (Buffer.byteLength(stringifyJson(next)) > MAX_VALUE_BYTES) {
       throw new AppError('too_large', `A value has at most ${MAX_VALUE_BYTES} bytes.`)
     }
     return stringifyJson(sealValue({ ring, address: sealAddress(address), secretPaths, next, stored }))
   }
+}
+
+/** What is sealed as a whole has no members that a patch could merge with: they would be lost in silence. */
+function refusePatchBelowSecret(masked: JsonTree | undefined, patch: JsonTree, place: string[]): void {
+  if (!isJsonObject(patch)) return
+  if (masked === PLACEHOLDER)
+    throw validationFailed(toPointer(place), 'This is sealed as a whole: send it in full by PUT.')
+  for (const [name, child] of Object.entries(patch))
+    refusePatchBelowSecret(childAt(masked, name), child, [...place, name])
 }
 
 function requireReveal(c: Context<AppEnv>): void {

@@ -11,6 +11,9 @@ import type { AppEnv } from './context.js'
 export const MAX_BODY_BYTES = 1024 * 1024
 export const MAX_AUDIT_BODY_BYTES = 8 * 1024 * 1024
 
+/** So many faults are told at most: an answer must not grow with what was sent. */
+const MAX_ERRORS = 50
+
 /** A router whose routes validate what they declare, with one shape of error for all of them. */
 export function createRouter(): OpenAPIHono<AppEnv> {
   return new OpenAPIHono<AppEnv>({
@@ -22,9 +25,9 @@ export function createRouter(): OpenAPIHono<AppEnv> {
 
 /** Bodies are wrong in their content (422), everything else in its form (400). */
 function validationError(target: string, error: z.core.$ZodError): AppError {
-  const errors = error.issues.flatMap((issue) =>
+  const errors = error.issues.slice(0, MAX_ERRORS).flatMap((issue) =>
     issue.code === 'unrecognized_keys'
-      ? issue.keys.map((key) => ({
+      ? issue.keys.slice(0, MAX_ERRORS).map((key) => ({
           path: toPointer([...issue.path.map(String), key]),
           message: 'Unknown field.',
         }))
@@ -44,7 +47,7 @@ const utf8 = new TextDecoder('utf-8', { fatal: true })
  * Reads a JSON body once: size, content type, UTF-8 and syntax are checked here, before any schema, and
  * numbers keep their spelling. What the schemas see is what c.req.json() answers from then on.
  */
-export function jsonBody(mode: 'strict' | 'audit'): MiddlewareHandler<AppEnv> {
+export function jsonBody(mode: 'strict' | 'audit' | 'optional'): MiddlewareHandler<AppEnv> {
   const maxSize = mode === 'audit' ? MAX_AUDIT_BODY_BYTES : MAX_BODY_BYTES
   const limit = bodyLimit({
     maxSize,
@@ -55,8 +58,14 @@ export function jsonBody(mode: 'strict' | 'audit'): MiddlewareHandler<AppEnv> {
   return async function jsonBody(c, next) {
     if (c.req.method === 'GET' || c.req.method === 'HEAD' || c.req.method === 'DELETE') return await next()
     const readBody = async (): Promise<void> => {
-      const bytes = await c.req.arrayBuffer()
-      if (bytes.byteLength === 0 && c.req.header('content-type') === undefined) return await next()
+      const bytes = await c.req.arrayBuffer().catch((error: unknown) => {
+        // Nobody is there to read this answer; it keeps a client's going away out of the errors.
+        throw new AppError('invalid_request', 'The body did not arrive whole.', { cause: error })
+      })
+      if (bytes.byteLength === 0 && c.req.header('content-type') === undefined) {
+        if (mode === 'optional') return await next()
+        throw new AppError('invalid_request', 'The body is empty.')
+      }
       requireContentType(c)
       const { tree, replacedAt } = parseBody(bytes, mode)
       c.set('replacedAt', replacedAt)
@@ -74,7 +83,7 @@ export function jsonBody(mode: 'strict' | 'audit'): MiddlewareHandler<AppEnv> {
   }
 }
 
-function parseBody(bytes: ArrayBuffer, mode: 'strict' | 'audit'): ReplacedText {
+function parseBody(bytes: ArrayBuffer, mode: 'strict' | 'audit' | 'optional'): ReplacedText {
   let text: string
   try {
     text = utf8.decode(bytes)

@@ -30,6 +30,25 @@ export function childrenOf(tree: JsonTree): [part: string, child: JsonTree][] {
   return isJsonObject(tree) ? Object.entries(tree) : []
 }
 
+/** True when the tree has more than `most` values in it, found without visiting many more. */
+export function exceedsNodes(tree: JsonTree, most: number): boolean {
+  let seen = 0
+  const waiting: JsonTree[] = [tree]
+  for (let node = waiting.pop(); node !== undefined; node = waiting.pop()) {
+    seen += 1
+    if (seen > most) return true
+    if (Array.isArray(node)) {
+      if (node.length > most) return true
+      waiting.push(...node)
+    } else if (isJsonObject(node)) {
+      const children = Object.values(node)
+      if (children.length > most) return true
+      waiting.push(...children)
+    }
+  }
+  return false
+}
+
 /** The child at one part of a pointer, or undefined when there is none. */
 export function childAt(tree: JsonTree | undefined, part: string): JsonTree | undefined {
   if (Array.isArray(tree)) return /^(0|[1-9]\d*)$/.test(part) ? tree[Number(part)] : undefined

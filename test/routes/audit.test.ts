@@ -121,6 +121,56 @@ describe('an event', () => {
   })
 })
 
+describe('hostile events', () => {
+  it('have one id in either case', async () => {
+    const id = randomUUID()
+    const upper = { event_id: id.toUpperCase(), event_type: 'x' }
+    expect((await post(upper)).body).toEqual({ accepted: 1, duplicates: 0, conflicts: [] })
+    expect((await post({ ...upper, event_id: id })).body).toMatchObject({ accepted: 0 })
+    expect((await get(`/v1/audit/events/${id.toUpperCase()}`)).body.event_id).toBe(id)
+  })
+
+  it('with times at the edges are refused one by one, not with their batch', async () => {
+    const times = [
+      '0000-12-31T00:00:00Z',
+      '0001-01-01T00:00:00+23:59',
+      '2026-01-01T24:00:00Z',
+      '9999-12-31T23:59:59-23:59',
+      1e400,
+    ]
+    const batch = [event(), ...times.map((timestamp) => event({ timestamp }))]
+    const text = JSON.stringify(batch).replace('"timestamp":null', '"timestamp":1e400')
+    const { status, body } = await post(text, '?partial=true')
+    expect([status, body.accepted]).toEqual([201, 1])
+    expect(body.rejected.map((r: { index: number; path: string }) => [r.index, r.path])).toEqual(
+      [1, 2, 3, 4, 5].map((n) => [n, '/timestamp']),
+    )
+    const far = event({ timestamp: '9999-12-31T23:59:59.9999999Z' })
+    await post(far)
+    expect((await get(`/v1/audit/events/${far.event_id}`)).body.timestamp_iso).toMatch(
+      /^9999-12-31T23:59:59\.999/,
+    )
+  })
+
+  it("lose no field to metadata of the same name and cannot forge the service's marks", async () => {
+    const one = event({ foo: 'outer', metadata: { foo: 'inner', _altered: { redacted: ['/x'] } } })
+    await post(one)
+    const { metadata } = (await get(`/v1/audit/events/${one.event_id}`)).body
+    expect(metadata).toEqual({ foo: 'inner', 'event.foo': 'outer', 'event._altered': { redacted: ['/x'] } })
+  })
+
+  it('of more than 10 000 values are refused', async () => {
+    expect(
+      (await post(event({ input_data: { list: Array.from({ length: 10_001 }, () => 0) } }))).status,
+    ).toBe(422)
+  })
+
+  it('do not come from an empty body', async () => {
+    const { status, body } = await service.call('POST', '/v1/audit/events', { token: service.ownerToken })
+    expect([status, body.code]).toEqual([400, 'invalid_request'])
+  })
+})
+
 describe('a batch', () => {
   it('is all or nothing, unless partial is asked for', async () => {
     const good = event()
@@ -177,6 +227,8 @@ describe('reading', () => {
       'foo=1',
       'level=info&level=error',
       'actor_id=99999999999',
+      'user_id=%00',
+      'start_time=0000-01-01T00:00:00Z',
     ]) {
       const answer = await get(`/v1/audit/events?${query}`)
       expect([query, answer.status]).toEqual([query, 400])

@@ -141,6 +141,29 @@ describe('an entry', () => {
     expect((await patch(path, {}, { 'if-match': '"1"' })).status).toBe(412)
   })
 
+  it('sealed as a whole takes no patch below itself, which would lose the rest', async () => {
+    const path = '/v1/config/global/whole'
+    await put(path, { value: { o: { p: 'g', q: [1, 2] } }, secret_paths: ['/o'] })
+    const refused = await patch(path, { o: { q: 5 } })
+    expect([refused.status, refused.body.errors[0].path]).toEqual([422, '/o'])
+    expect((await get(`${path}?reveal=true`)).body.value).toEqual({ o: { p: 'g', q: [1, 2] } })
+  })
+
+  it('of more than 20 000 parts is refused', async () => {
+    expect(
+      (await put('/v1/config/global/parts', { value: Array.from({ length: 20_001 }, () => 0) })).status,
+    ).toBe(413)
+  })
+
+  it('takes 50 patches at once', async () => {
+    await put('/v1/config/global/crowd', { value: {} })
+    const answers = await Promise.all(
+      Array.from({ length: 50 }, (_, n) => patch('/v1/config/global/crowd', { [`n${n}`]: n })),
+    )
+    expect(new Set(answers.map(({ status }) => status))).toEqual(new Set([200]))
+    expect(Object.keys((await get('/v1/config/global/crowd')).body.value)).toHaveLength(50)
+  })
+
   it('loses no update among four writers at once', async () => {
     await put('/v1/config/global/counter', { value: {} })
     const results = await Promise.all(
@@ -183,6 +206,7 @@ describe('bad input', () => {
   it.each([
     ['no JSON', '{"value":', 400],
     ['an empty body', '', 400],
+    ['a byte order mark and nothing else', '\ufeff', 400],
     ['NUL in a string', '{"value":"a\\u0000"}', 422],
     ['NUL in a key', '{"value":{"a\\u0000":1}}', 422],
     ['a lone surrogate', '{"value":"\\ud800"}', 422],
