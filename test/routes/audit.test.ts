@@ -136,7 +136,7 @@ describe('hostile events', () => {
       '0001-01-01T00:00:00+23:59',
       '2026-01-01T24:00:00Z',
       '9999-12-31T23:59:59-23:59',
-      1e400,
+      Infinity,
     ]
     const batch = [event(), ...times.map((timestamp) => event({ timestamp }))]
     const text = JSON.stringify(batch).replace('"timestamp":null', '"timestamp":1e400')
