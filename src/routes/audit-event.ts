@@ -101,15 +101,12 @@ export function readEvent(
     ),
   )
   // What the service adds is left out of the hash: it must not make a repeated event another one.
-  const added = withoutNulls({
-    ...(stored['timestamp'] === undefined ? { timestamp: Date.parse(occurredAt) / 1000 } : {}),
-    ...(stored['request_id'] === undefined ? { request_id: ids.requestId } : {}),
-    ...(stored['trace_id'] === undefined ? { trace_id: ids.traceId } : {}),
-    ...(stored['session_id'] === undefined ? { session_id: ids.sessionId } : {}),
-  })
+  const { timestamp = Date.parse(occurredAt) / 1000, request_id = ids.requestId } = stored
+  const { trace_id = ids.traceId, session_id = ids.sessionId } = stored
   const asSent = canonicalJson(stored)
-  const present = { ...stored, ...added }
-  const text = Object.keys(added).length === 0 ? asSent : canonicalJson(present)
+  const present = withoutNulls({ ...stored, timestamp, request_id, trace_id, session_id })
+  const isAsSent = Object.keys(present).length === Object.keys(stored).length
+  const text = isAsSent ? asSent : canonicalJson(present)
   return {
     eventId,
     bodyHash: createHash('sha256').update(asSent).digest('hex'),
@@ -134,9 +131,12 @@ function epochOf(timestamp: JsonTree | undefined, occurredAt: string): JsonTree 
 }
 
 function withoutNulls(event: JsonObject): JsonObject {
-  return Object.fromEntries(
-    Object.entries(event).filter(([, value]) => value !== null && value !== undefined),
-  )
+  const present: JsonObject = {}
+  for (const name of Object.keys(event)) {
+    const value = event[name]
+    if (value !== null && value !== undefined) present[name] = value
+  }
+  return present
 }
 
 interface Correlated {

@@ -21,6 +21,9 @@ export function parseJson(text: string): JsonTree {
   return parseChecked(text, refuseIllFormed)
 }
 
+// JSON holds NUL as an escape only, a lone surrogate as an escape or, in a text that was never UTF-8, as itself.
+const MAY_BE_ILL_FORMED = /\\u(?:0000|[dD][89a-fA-F])|[\ud800-\udfff]/
+
 export interface ReplacedText {
   tree: JsonTree
   /** JSON Pointers, in `tree`, to the strings and to the members whose name was changed. */
@@ -35,6 +38,7 @@ export interface ReplacedText {
 export function parseJsonReplacing(text: string): ReplacedText {
   const replacedAt: string[] = []
   const tree = parseChecked(text, () => undefined)
+  if (!MAY_BE_ILL_FORMED.test(text)) return { tree, replacedAt }
   return { tree: replaceIllFormed(tree, [], replacedAt), replacedAt }
 }
 

@@ -55,19 +55,25 @@ export function childAt(tree: JsonTree | undefined, part: string): JsonTree | un
   return isJsonObject(tree) && Object.hasOwn(tree, part) ? tree[part] : undefined
 }
 
-/** A new tree with every direct child replaced; a leaf comes back as it is. */
+/** The tree with every direct child replaced; the very same tree when no child changes. Never changes its argument. */
 export function mapChildren(tree: JsonTree, change: (child: JsonTree, part: string) => JsonTree): JsonTree {
-  if (Array.isArray(tree)) return tree.map((child, index) => change(child, String(index)))
-  if (!isJsonObject(tree)) return tree
-  // fromEntries defines own properties, so a name like __proto__ stays a name.
-  const next: JsonObject = {}
-  for (const name of Object.keys(tree)) {
-    const value = change(tree[name] as JsonTree, name)
-    if (name === '__proto__')
-      Object.defineProperty(next, name, { value, enumerable: true, configurable: true, writable: true })
-    else next[name] = value
+  if (Array.isArray(tree)) {
+    let list: JsonTree[] | undefined
+    for (const [index, child] of tree.entries()) {
+      const next = change(child, String(index))
+      if (next !== child) (list ??= tree.slice())[index] = next
+    }
+    return list ?? tree
   }
-  return next
+  if (!isJsonObject(tree)) return tree
+  let object: JsonObject | undefined
+  for (const name of Object.keys(tree)) {
+    const child = tree[name] as JsonTree
+    const next = change(child, name)
+    // fromEntries defines own properties, so a name like __proto__ stays a name.
+    if (next !== child) (object ??= Object.fromEntries(Object.entries(tree)))[name] = next
+  }
+  return object ?? tree
 }
 
 /**
