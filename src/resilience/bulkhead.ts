@@ -1,12 +1,23 @@
 import { AppError } from '../errors.js'
 
-export interface BulkheadOptions {
+/**
+ * Calls back once after `ms` unless the function it returns was called before. Whether the timer keeps the process
+ * alive is the caller's to say: nothing here needs it to, so unref it.
+ */
+export type SetTimer = (callback: () => void, ms: number) => () => void
+
+export type BulkheadOptions = {
   maxConcurrent: number
   /** Callers that may wait for a permit; 0 refuses whatever cannot start at once. */
   maxQueued: number
-  /** How long one may wait; without it a place in the queue is kept until its turn. */
-  maxWaitMs?: number
-}
+} & (
+  | {
+      /** How long one may wait; without it a place in the queue is kept until its turn. */
+      maxWaitMs: number
+      setTimer: SetTimer
+    }
+  | { maxWaitMs?: never; setTimer?: never }
+)
 
 export interface Bulkhead {
   /**
@@ -27,7 +38,7 @@ interface Waiter {
  * At most maxConcurrent tasks at once and at most maxQueued waiting (Nygard, Release It!, "Bulkheads").
  * Throws RangeError for bounds that would never let a task through.
  */
-export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs }: BulkheadOptions): Bulkhead {
+export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs, setTimer }: BulkheadOptions): Bulkhead {
   if (!Number.isSafeInteger(maxConcurrent) || maxConcurrent < 1) {
     throw new RangeError('maxConcurrent must be an integer of at least 1')
   }
@@ -44,10 +55,10 @@ export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs }: Bulkhead
     }
     if (waiting.size >= maxQueued) throw tooMany()
     return new Promise((resolve, reject) => {
-      const timer = maxWaitMs === undefined ? undefined : setTimeout(giveUp, maxWaitMs).unref()
+      const stopTimer = maxWaitMs === undefined ? undefined : setTimer(giveUp, maxWaitMs)
       const waiter: Waiter = {
         start() {
-          clearTimeout(timer)
+          stopTimer?.()
           resolve()
         },
       }

@@ -45,7 +45,7 @@ export function hashingConcurrency(threadPoolSize = 4): number {
 /** bcrypt behind a bulkhead. Throws RangeError for a cost that bcrypt does not know. */
 export function createPasswords(options: PasswordOptions): Passwords {
   const { cost, maxConcurrent = hashingConcurrency(), maxQueued = 32, maxWaitMs = 10_000 } = options
-  const bulkhead = createBulkhead({ maxConcurrent, maxQueued, maxWaitMs })
+  const bulkhead = createBulkhead({ maxConcurrent, maxQueued, maxWaitMs, setTimer })
   const dummyHash = createDummyHash(cost)
 
   return {
@@ -100,6 +100,12 @@ function isAcceptedHash(storedHash: string, currentCost: number): boolean {
   } catch {
     return false
   }
+}
+
+// Unrefed: whoever waits for a hash is held by a request, not by this timer.
+function setTimer(callback: () => void, ms: number): () => void {
+  const timer = setTimeout(callback, ms).unref()
+  return () => clearTimeout(timer)
 }
 
 // Real salt and checksum made at the lowest cost (1 ms), relabelled: verifying it takes the full time of `cost`.

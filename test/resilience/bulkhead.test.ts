@@ -1,7 +1,8 @@
 import fc from 'fast-check'
-import { afterEach, describe, expect, test, vi } from 'vitest'
+import { describe, expect, test, vi } from 'vitest'
 import { AppError } from '../../src/errors.js'
 import { createBulkhead } from '../../src/resilience/bulkhead.js'
+import { createFakeClock } from './fake-clock.js'
 
 const REFUSED = expect.objectContaining({ code: 'too_many_requests', retryAfterSeconds: 1 })
 
@@ -18,10 +19,6 @@ async function ticks(count = 10): Promise<void> {
 }
 
 describe('the bulkhead', () => {
-  afterEach(() => {
-    vi.useRealTimers()
-  })
-
   test('runs at most maxConcurrent, queues at most maxQueued, settles every task: under any load', async () => {
     await fc.assert(
       fc.asyncProperty(
@@ -33,7 +30,7 @@ describe('the bulkhead', () => {
             failure: fc.constantFrom('none', 'rejects', 'throws at once'),
             pick: fc.nat(),
           }),
-          { maxLength: 60 },
+          { maxLength: 60, size: 'max' },
         ),
         async (maxConcurrent, maxQueued, steps) => {
           const bulkhead = createBulkhead({ maxConcurrent, maxQueued })
@@ -119,15 +116,20 @@ describe('the bulkhead', () => {
   })
 
   test('whoever waited longer than maxWaitMs is refused, leaves the queue and is never called', async () => {
-    vi.useFakeTimers()
-    const bulkhead = createBulkhead({ maxConcurrent: 1, maxQueued: 5, maxWaitMs: 1_000 })
+    const clock = createFakeClock()
+    const bulkhead = createBulkhead({
+      maxConcurrent: 1,
+      maxQueued: 5,
+      maxWaitMs: 1_000,
+      setTimer: clock.setTimer,
+    })
     const first = deferred()
     const running = bulkhead.run(() => first.promise)
     const late = vi.fn(() => Promise.resolve('late'))
     const refused = expect(bulkhead.run(late)).rejects.toEqual(REFUSED)
-    await vi.advanceTimersByTimeAsync(999)
+    clock.advance(999)
     expect(bulkhead.queued).toBe(1)
-    await vi.advanceTimersByTimeAsync(1)
+    clock.advance(1)
     await refused
     expect(bulkhead.queued).toBe(0)
     first.settle(false)
@@ -137,15 +139,20 @@ describe('the bulkhead', () => {
   })
 
   test('a waiter whose turn came in time is not refused later, and its timer is gone', async () => {
-    vi.useFakeTimers()
-    const bulkhead = createBulkhead({ maxConcurrent: 1, maxQueued: 5, maxWaitMs: 1_000 })
+    const clock = createFakeClock()
+    const bulkhead = createBulkhead({
+      maxConcurrent: 1,
+      maxQueued: 5,
+      maxWaitMs: 1_000,
+      setTimer: clock.setTimer,
+    })
     const [first, second] = [deferred(), deferred()]
     const running = bulkhead.run(() => first.promise)
     const waiting = bulkhead.run(() => second.promise)
     first.settle(false)
     await running
-    expect(vi.getTimerCount()).toBe(0)
-    await vi.advanceTimersByTimeAsync(5_000)
+    expect(clock.timers).toBe(0)
+    clock.advance(5_000)
     second.settle(false)
     await expect(waiting).resolves.toBe('done')
   })
