@@ -1,10 +1,21 @@
 import { AppError, type ErrorCode } from '../errors.js'
 
+/** How a failure counts for the circuit breaker. */
+export type FailureOutcome = 'failure' | 'failure_and_slow' | 'slow' | 'ignored'
+
 /** What a failure means to the breaker, to the client it happened on, and to the caller. */
-interface Meaning {
-  breaker: 'failure' | 'failure_and_slow' | 'slow' | 'ignored'
+export interface Meaning {
+  breaker: FailureOutcome
+  /** It counts for a statement that writes; a read is ignored. */
+  writesOnly?: true
   /** The client must not be used again. */
   destroy: boolean
+  /** Where it counts, the idle clients are suspect as well: they lead to the same server, the same way. */
+  evictIdle?: true
+  /** The answer did not come: the server may have done the work all the same. */
+  unanswered?: true
+  /** Nothing to wait for: it ends when somebody changes a setting. */
+  configuration?: true
   code: ErrorCode
   message: string
   retryAfterSeconds?: number
@@ -14,8 +25,22 @@ const LOST = 'The database cannot be reached at the moment.'
 
 /** One row a class of failure. SQLSTATEs: PostgreSQL manual, appendix A. */
 const MEANINGS = {
-  lost: { breaker: 'failure', destroy: true, code: 'unavailable', message: LOST, retryAfterSeconds: 1 },
-  restarting: { breaker: 'failure', destroy: true, code: 'unavailable', message: LOST, retryAfterSeconds: 1 },
+  lost: {
+    breaker: 'failure',
+    destroy: true,
+    unanswered: true,
+    code: 'unavailable',
+    message: LOST,
+    retryAfterSeconds: 1,
+  },
+  restarting: {
+    breaker: 'failure',
+    destroy: true,
+    unanswered: true,
+    code: 'unavailable',
+    message: LOST,
+    retryAfterSeconds: 1,
+  },
   exhausted: {
     breaker: 'failure',
     destroy: false,
@@ -25,6 +50,7 @@ const MEANINGS = {
   },
   storage_full: {
     breaker: 'failure',
+    writesOnly: true,
     destroy: false,
     code: 'storage_full',
     message: 'The database has no disk space left; nothing was changed.',
@@ -32,7 +58,9 @@ const MEANINGS = {
   },
   read_only: {
     breaker: 'failure',
+    writesOnly: true,
     destroy: true,
+    evictIdle: true,
     code: 'unavailable',
     message: 'The database server reached is read-only; nothing was changed.',
     retryAfterSeconds: 1,
@@ -40,6 +68,8 @@ const MEANINGS = {
   client_timeout: {
     breaker: 'failure_and_slow',
     destroy: true,
+    evictIdle: true,
+    unanswered: true,
     code: 'deadline_exceeded',
     message: 'The database did not answer in time.',
   },
@@ -48,6 +78,13 @@ const MEANINGS = {
     destroy: false,
     code: 'deadline_exceeded',
     message: 'The statement took too long and was stopped; nothing was changed.',
+  },
+  /** The same SQLSTATE, asked for by ourselves: only who asked can tell. */
+  cancelled: {
+    breaker: 'ignored',
+    destroy: false,
+    code: 'deadline_exceeded',
+    message: 'The statement was stopped; nothing was changed.',
   },
   lock_timeout: {
     breaker: 'ignored',
@@ -66,6 +103,8 @@ const MEANINGS = {
   misconfigured: {
     breaker: 'failure',
     destroy: true,
+    unanswered: true,
+    configuration: true,
     code: 'unavailable',
     message: LOST,
     retryAfterSeconds: 30,
@@ -91,11 +130,25 @@ const MEANINGS = {
     message: 'All database connections are busy.',
     retryAfterSeconds: 1,
   },
-  constraint: {
+  /** No connection for a reason on our side of it; clients that are connected go on working. */
+  own_side: {
+    breaker: 'ignored',
+    destroy: true,
+    code: 'unavailable',
+    message: 'The service cannot open another database connection at the moment.',
+    retryAfterSeconds: 1,
+  },
+  conflict: {
     breaker: 'ignored',
     destroy: false,
     code: 'conflict',
     message: 'The change is in conflict with what is stored.',
+  },
+  constraint: {
+    breaker: 'ignored',
+    destroy: false,
+    code: 'validation_failed',
+    message: 'The change breaks a rule of what may be stored.',
   },
   bad_data: {
     breaker: 'ignored',
@@ -110,10 +163,10 @@ const MEANINGS = {
 export type FailureClass = keyof typeof MEANINGS
 
 const SQLSTATES: Record<string, FailureClass> = {
-  '08P01': 'protocol',
   '57P01': 'restarting',
   '57P02': 'restarting',
   '57P03': 'restarting',
+  '57P04': 'restarting',
   '57P05': 'restarting',
   '53000': 'exhausted',
   '53200': 'exhausted',
@@ -124,7 +177,6 @@ const SQLSTATES: Record<string, FailureClass> = {
   '55P03': 'lock_timeout',
   '40001': 'serialization',
   '40P01': 'serialization',
-  '0A000': 'plan_gone',
   '26000': 'plan_gone',
   '42P05': 'plan_gone',
   '25P03': 'transaction_timeout',
@@ -133,30 +185,87 @@ const SQLSTATES: Record<string, FailureClass> = {
   '28P01': 'misconfigured',
   '28000': 'misconfigured',
   '3D000': 'misconfigured',
+  '23001': 'conflict',
+  '23505': 'conflict',
+  '23P01': 'conflict',
+  '54000': 'bad_data',
   '54001': 'bad_data',
 }
 
-/** Codes that only Node and OpenSSL raise. */
+/** Where the SQLSTATE itself is not listed. */
+const SQLSTATE_CLASSES: Record<string, FailureClass> = {
+  '08': 'lost',
+  '22': 'bad_data',
+  '23': 'constraint',
+}
+
+/** What Node says of a socket, a name, or a file of ours. */
 const SYSTEM_CODES: Record<string, FailureClass> = {
   ECONNREFUSED: 'lost',
   ECONNRESET: 'lost',
+  ECONNABORTED: 'lost',
   EPIPE: 'lost',
   ETIMEDOUT: 'lost',
   EHOSTUNREACH: 'lost',
+  EHOSTDOWN: 'lost',
   ENETUNREACH: 'lost',
+  ENETDOWN: 'lost',
+  ENETRESET: 'lost',
+  ENOTCONN: 'lost',
+  // Also what `localhost` is told of ::1 where there is no IPv6.
+  EADDRNOTAVAIL: 'lost',
   ENOTFOUND: 'lost',
   EAI_AGAIN: 'lost',
+  EAI_FAIL: 'lost',
+  // No socket file: no server.
   ENOENT: 'lost',
-  SELF_SIGNED_CERT_IN_CHAIN: 'misconfigured',
-  DEPTH_ZERO_SELF_SIGNED_CERT: 'misconfigured',
-  UNABLE_TO_VERIFY_LEAF_SIGNATURE: 'misconfigured',
-  UNABLE_TO_GET_ISSUER_CERT: 'misconfigured',
-  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'misconfigured',
-  CERT_HAS_EXPIRED: 'misconfigured',
-  CERT_NOT_YET_VALID: 'misconfigured',
-  CERT_SIGNATURE_FAILURE: 'misconfigured',
-  ERR_TLS_CERT_ALTNAME_INVALID: 'misconfigured',
+  ERR_SOCKET_CLOSED: 'lost',
+  ERR_SOCKET_CLOSED_BEFORE_CONNECTION: 'lost',
+  ERR_SOCKET_CONNECTION_TIMEOUT: 'lost',
+  ERR_STREAM_DESTROYED: 'lost',
+  ERR_STREAM_PREMATURE_CLOSE: 'lost',
+  ERR_STREAM_WRITE_AFTER_END: 'lost',
+  // Bytes that went wrong on the way, not a certificate.
+  ERR_SSL_DECRYPTION_FAILED_OR_BAD_RECORD_MAC: 'lost',
+  ERR_SSL_SSLV3_ALERT_BAD_RECORD_MAC: 'lost',
+  ERR_SSL_UNEXPECTED_EOF_WHILE_READING: 'lost',
+  EACCES: 'misconfigured',
+  EMFILE: 'own_side',
+  ENFILE: 'own_side',
+  ENOBUFS: 'own_side',
+  ENOMEM: 'own_side',
 }
+
+/** OpenSSL's verdicts on a certificate, as Node names them (manual of node:tls, X509 certificate error codes). */
+const CERTIFICATE_CODES = new Set([
+  'CERT_CHAIN_TOO_LONG',
+  'CERT_HAS_EXPIRED',
+  'CERT_NOT_YET_VALID',
+  'CERT_REJECTED',
+  'CERT_REVOKED',
+  'CERT_SIGNATURE_FAILURE',
+  'CERT_UNTRUSTED',
+  'CRL_HAS_EXPIRED',
+  'CRL_NOT_YET_VALID',
+  'CRL_SIGNATURE_FAILURE',
+  'DEPTH_ZERO_SELF_SIGNED_CERT',
+  'ERROR_IN_CERT_NOT_AFTER_FIELD',
+  'ERROR_IN_CERT_NOT_BEFORE_FIELD',
+  'ERROR_IN_CRL_LAST_UPDATE_FIELD',
+  'ERROR_IN_CRL_NEXT_UPDATE_FIELD',
+  'HOSTNAME_MISMATCH',
+  'INVALID_CA',
+  'INVALID_PURPOSE',
+  'PATH_LENGTH_EXCEEDED',
+  'SELF_SIGNED_CERT_IN_CHAIN',
+  'UNABLE_TO_DECODE_ISSUER_PUBLIC_KEY',
+  'UNABLE_TO_DECRYPT_CERT_SIGNATURE',
+  'UNABLE_TO_DECRYPT_CRL_SIGNATURE',
+  'UNABLE_TO_GET_CRL',
+  'UNABLE_TO_GET_ISSUER_CERT',
+  'UNABLE_TO_GET_ISSUER_CERT_LOCALLY',
+  'UNABLE_TO_VERIFY_LEAF_SIGNATURE',
+])
 
 /** What pg and pg-pool say without a code (pg 8.23: client.js, connection.js; pg-pool 3.14: index.js). */
 const MESSAGES: [start: string, FailureClass][] = [
@@ -165,47 +274,115 @@ const MESSAGES: [start: string, FailureClass][] = [
   ['Connection terminated', 'lost'],
   ['Client has encountered a connection error', 'lost'],
   ['Client was closed', 'lost'],
-  ['Cannot use a pool after calling end', 'lost'],
   ['timeout expired', 'lost'],
+  // What came is not what a PostgreSQL server says next: nothing behind it can be read.
+  ['Received unexpected', 'lost'],
+  ['received invalid response', 'lost'],
+  // The server could not make a process for us: it is busy, not without TLS.
+  ['There was an error establishing an SSL connection', 'lost'],
   ['The server does not support SSL', 'misconfigured'],
-  ['There was an error establishing an SSL connection', 'misconfigured'],
   ['SASL', 'misconfigured'],
-  ['password authentication failed', 'misconfigured'],
+  ['Password must be a string', 'misconfigured'],
+  ['Unknown authenticationOk', 'misconfigured'],
+  ['Cannot use a pool after calling end', 'own_side'],
 ]
 
-function hasCode(error: unknown): error is { code: string } {
-  return typeof error === 'object' && error !== null && 'code' in error && typeof error.code === 'string'
+/**
+ * PgBouncer (1.18 to 1.25: objects.c, client.c, janitor.c) sends 08P01 for everything, also with the words of
+ * a server that refused it. What is not listed says that it lost its server, or has none to give.
+ */
+const POOLER_MESSAGES: [RegExp, FailureClass][] = [
+  [/unsupported (options )?startup|transaction blocks not allowed/, 'misconfigured'],
+  [/no such (database|user)|(database|role) ".*" (is disabled|is not|does not exist)/, 'misconfigured'],
+  [/authentication failed|login failed|login rejected|SSL required|pg_hba|permission/, 'misconfigured'],
+  [/no more connections allowed|connections exceeded|resources exhaustion/, 'exhausted'],
+  [/too many (clients|connections)|connection slots/, 'exhausted'],
+  [/^query.timeout$/, 'client_timeout'],
+  [/transaction timeout/, 'transaction_timeout'],
+  [/prepared statement (did not exist|name is already in use)/, 'plan_gone'],
+]
+
+/** The class an AppError was made with, which its cause alone would not tell (connecting, cancelling). */
+const classes = new WeakMap<AppError, FailureClass>()
+
+/** The error, its causes and the parts of an AggregateError, outermost first, each once. */
+function layers(error: unknown): unknown[] {
+  const found = new Set([error])
+  // A Set's iteration meets what is added on the way.
+  for (const layer of found) {
+    if (layer instanceof AggregateError) for (const part of layer.errors) found.add(part)
+    if (layer instanceof Error && layer.cause !== undefined) found.add(layer.cause)
+  }
+  return [...found]
 }
 
-/** Class of a failure while connecting: a role that is missing or refused is a matter of configuration. */
+function codeOf(error: unknown): string | undefined {
+  return typeof error === 'object' && error !== null && 'code' in error && typeof error.code === 'string'
+    ? error.code
+    : undefined
+}
+
+/** Five characters, unlike E and four letters (EPIPE), which are the system's. */
+function isSqlState(code: string): boolean {
+  return /^(?!E[A-Z]{4})[0-9A-Z]{5}$/.test(code)
+}
+
+function isTls(code: string): boolean {
+  return CERTIFICATE_CODES.has(code) || /^(ERR_(TLS|SSL|OSSL)_|EPROTO$)/.test(code)
+}
+
+/**
+ * Class of a failure while connecting, where no statement of a caller can be at fault: what the server refuses
+ * then (the role, a startup parameter, a database closed to logins) is a matter of configuration.
+ */
 export function classifyConnect(error: unknown): FailureClass {
-  const state = sqlState(error)
-  if (state === '22023' || state === '42501' || state === '08P01') return 'misconfigured'
-  return classify(error)
+  const name = classify(error)
+  if (name === 'storage_full') return 'exhausted'
+  if (name === 'denied' || name === 'bad_data' || name === 'protocol') return 'misconfigured'
+  const isRefusal = name === 'unknown' && layers(error).some((layer) => sqlState(layer) !== undefined)
+  return isRefusal ? 'misconfigured' : name
 }
 
 /** Class of a failure of a statement, by SQLSTATE, system code or the driver's message, in that order. */
 export function classify(error: unknown): FailureClass {
-  if (error instanceof AggregateError) {
-    const classes = error.errors.map(classify)
-    return classes.find((name) => name !== 'unknown') ?? 'unknown'
+  for (const layer of layers(error)) {
+    const name = classOf(layer)
+    if (name !== undefined) return name
   }
-  if (error instanceof AppError && error.cause !== undefined) return classify(error.cause)
-  if (hasCode(error)) {
-    const known = SQLSTATES[error.code] ?? SYSTEM_CODES[error.code]
-    if (known !== undefined) return known
-    if (/^[0-9A-Z]{5}$/.test(error.code)) {
-      if (error.code.startsWith('08')) return 'lost'
-      if (error.code.startsWith('23')) return 'constraint'
-      if (error.code.startsWith('22')) return 'bad_data'
-    }
-  }
+  return 'unknown'
+}
+
+function classOf(error: unknown): FailureClass | undefined {
+  if (error instanceof AppError) return classes.get(error)
+  const code = codeOf(error)
   const message = error instanceof Error ? error.message : ''
-  return MESSAGES.find(([start]) => message.startsWith(start))?.[1] ?? 'unknown'
+  if (code !== undefined && isSqlState(code)) return classOfServerError(code, message, error)
+  if (code !== undefined) {
+    const name = SYSTEM_CODES[code] ?? (isTls(code) ? 'misconfigured' : undefined)
+    if (name !== undefined) return name
+  }
+  return MESSAGES.find(([start]) => message.startsWith(start))?.[1]
+}
+
+function classOfServerError(code: string, message: string, error: unknown): FailureClass | undefined {
+  // Unlike the message, the name of the C function that raised it is the same in every language.
+  const routine = (error as { routine?: string }).routine
+  if (code === '08P01') {
+    if (routine !== undefined) return 'protocol'
+    return POOLER_MESSAGES.find(([pattern]) => pattern.test(message))?.[1] ?? 'lost'
+  }
+  if (code === '0A000') return routine === 'RevalidateCachedQuery' ? 'plan_gone' : undefined
+  return SQLSTATES[code] ?? SQLSTATE_CLASSES[code.slice(0, 2)]
 }
 
 export function meaningOf(name: FailureClass): Meaning {
   return MEANINGS[name]
+}
+
+/** How the failure of a statement counts; `writes`: it was to change something. */
+export function outcomeOf(name: FailureClass, writes: boolean): FailureOutcome {
+  const { breaker, writesOnly }: Meaning = MEANINGS[name]
+  return writesOnly === true && !writes ? 'ignored' : breaker
 }
 
 /**
@@ -216,34 +393,41 @@ export function meaningOf(name: FailureClass): Meaning {
  */
 export function toAppError(error: unknown, name: FailureClass, outcome: 'none' | 'open'): AppError {
   if (error instanceof AppError) return error
-  const unanswered = name === 'lost' || name === 'client_timeout' || name === 'restarting'
-  if (outcome === 'open' && unanswered && !wasNeverSent(error)) {
-    return new AppError(
-      'outcome_unknown',
-      'The connection was lost before the answer: the change may or may not have been made.',
-      {
+  const { code, message, retryAfterSeconds, unanswered }: Meaning = MEANINGS[name]
+  const isOpen = outcome === 'open' && (unanswered === true || isPanic(error)) && !wasNeverSent(error)
+  const known = isOpen
+    ? new AppError(
+        'outcome_unknown',
+        'The connection was lost before the answer: the change may or may not have been made.',
+        { cause: error },
+      )
+    : new AppError(code, message, {
         cause: error,
-      },
-    )
-  }
-  const { code, message, retryAfterSeconds }: Meaning = MEANINGS[name]
-  return new AppError(code, message, {
-    cause: error,
-    ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }),
-  })
+        ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }),
+      })
+  classes.set(known, name)
+  return known
 }
 
-/** pg refuses a statement on a client that it knows to be lost, before a byte of it is written. */
-function wasNeverSent(error: unknown): boolean {
-  return error instanceof Error && error.message.endsWith('is not queryable')
+/**
+ * True where the statement surely did nothing, though its connection is lost: pg refuses one on a client that
+ * it knows to be lost before a byte is written, and a pooler without a server to give hands none of it on.
+ */
+export function wasNeverSent(error: unknown): boolean {
+  if (!(error instanceof Error)) return false
+  return error.message.endsWith('is not queryable') || error.message === 'query_wait_timeout'
+}
+
+/** A server that breaks down over a COMMIT (a full disk under its log) may find it done when it recovers. */
+function isPanic(error: unknown): boolean {
+  return error instanceof Error && 'severity' in error && error.severity === 'PANIC'
 }
 
 /** SQLSTATE of the server's error, also behind an AppError; undefined where the server sent none. */
 export function sqlState(error: unknown): string | undefined {
   if (error instanceof AppError) return sqlState(error.cause)
-  return hasCode(error) && /^[0-9A-Z]{5}$/.test(error.code) && !(error.code in SYSTEM_CODES)
-    ? error.code
-    : undefined
+  const code = codeOf(error)
+  return code !== undefined && isSqlState(code) ? code : undefined
 }
 
 /** True when the error is a unique violation (23505) of that constraint. */
@@ -255,7 +439,7 @@ export function violatesUnique(error: unknown, constraint: string): boolean {
 /** What an operator should know of a refused connection: one sentence, without password or address. */
 export function explainConnectFailure(error: unknown): string {
   const inner: unknown = error instanceof AggregateError ? (error.errors[0] ?? error) : error
-  const code = hasCode(inner) ? inner.code : ''
+  const code = codeOf(inner) ?? ''
   const message = inner instanceof Error ? inner.message : String(inner)
   if (message.startsWith('The server does not support SSL')) {
     return 'the server has no TLS, and DATABASE_SSL asks for it (DATABASE_SSL=disable allows plaintext)'
@@ -263,14 +447,19 @@ export function explainConnectFailure(error: unknown): string {
   if (code === 'ERR_TLS_CERT_ALTNAME_INVALID') {
     return "the server's certificate is for another host name (DATABASE_SSL=verify-ca checks the authority only)"
   }
-  if (SYSTEM_CODES[code] === 'misconfigured') {
+  if (CERTIFICATE_CODES.has(code)) {
     return `the server's certificate is not trusted (${code}); give its authority in DATABASE_SSL_CA, or set DATABASE_SSL=require to skip the check`
   }
+  if (isTls(code)) return `no agreement on TLS (${code})`
   if (code === '28P01' || message.startsWith('SASL')) return 'the password or user name was refused'
   if (code === '3D000') return 'the database named in the URL does not exist'
   if (code === '22023' || code === '42501') {
     return 'the login cannot become the service role gary_app: run the migrations first (command migrate)'
   }
+  if (code === '08P01' && message.startsWith('unsupported startup parameter')) {
+    return 'the pooler refuses startup parameters (DATABASE_POOLED=true sends none; use a login of create-login)'
+  }
   if (code === 'ENOTFOUND') return 'the host name is unknown (ENOTFOUND)'
+  if (code === 'EMFILE') return 'this process has no file descriptor left (EMFILE)'
   return code === '' ? message : `${code}: ${SYSTEM_CODES[code] === undefined ? message : 'no connection'}`
 }
