@@ -1,9 +1,10 @@
 import { readFileSync, readdirSync } from 'node:fs'
 import { randomUUID } from 'node:crypto'
 import { DataType, type IMemoryDb, newDb } from 'pg-mem'
+import { AppError } from '../errors.js'
 import { APPEND_EVENTS } from './audit-events.js'
 import type { Statement } from './flight.js'
-import type { ConnectionSource, Result, SourceConnection, SourceStats } from './source.js'
+import type { ConnectionSource, Result, SourceConnection, SourceHealth } from './source.js'
 
 const MIGRATIONS = new URL('../../prisma/migrations/', import.meta.url)
 
@@ -55,14 +56,26 @@ export class MemorySource implements ConnectionSource {
     })
   }
 
-  stats(): SourceStats {
+  async connectPastCircuit(): Promise<SourceConnection> {
+    return await this.connect()
+  }
+
+  health(): SourceHealth {
     return {
-      total: 1,
-      idle: 0,
-      waiting: this.#waiting,
-      limit: 1,
+      pool: { total: 1, idle: 0, waiting: this.#waiting, limit: 1 },
+      breaker: null,
+      nextProbeMs: null,
       sinceAnswerMs: this.#lastAnswer === null ? null : performance.now() - this.#lastAnswer,
+      lastError: null,
     }
+  }
+
+  async recovered(): Promise<boolean> {
+    return true
+  }
+
+  forceCircuit(): void {
+    throw new AppError('not_supported', 'There is no circuit in memory.')
   }
 
   async end(): Promise<void> {
@@ -242,6 +255,13 @@ function registerFunctions(db: IMemoryDb, clock: { now: Date }): void {
     args: [DataType.timestamptz],
     returns: DataType.text,
     implementation: (at: Date) => at.toISOString().slice(0, 10),
+  })
+  schema.registerFunction({
+    name: 'pg_try_advisory_xact_lock',
+    args: [DataType.bigint],
+    returns: DataType.bool,
+    impure: true,
+    implementation: () => true,
   })
   schema.registerFunction({
     name: 'pg_advisory_xact_lock',

@@ -18,7 +18,7 @@ import { eventSchema, readEvent, readTime } from './audit-event.js'
 import { requireCaller, requireRight } from './caller.js'
 import { decodeCursor, encodeCursor, limit } from './cursor.js'
 import { json, problems, timestamp } from './schemas.js'
-import { createRouter, idempotencyUnsupported, jsonBody, jsonText } from './validate.js'
+import { createRouter, refuseKeyOnEvents, jsonBody, jsonText } from './validate.js'
 
 export interface AuditDeps {
   db: Db
@@ -99,7 +99,7 @@ export function auditRoutes(deps: AuditDeps) {
         middleware: [
           requireCaller(deps),
           requireRight('audit:write', ROLES),
-          idempotencyUnsupported,
+          refuseKeyOnEvents,
           jsonBody('audit'),
         ],
         request: {

@@ -2,7 +2,6 @@ import { createRoute, z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
 import { asApp, asCaller } from '../db/as-caller.js'
 import { type ServiceEvent, recordSystemEvent } from '../db/audit.js'
-import type { Db } from '../db/database.js'
 import { createSession, endSession, userOf, type SessionUser } from '../db/sessions.js'
 import { type User, credentialsByUsername, usernameKey } from '../db/users.js'
 import { AppError, validationFailed } from '../errors.js'
@@ -11,11 +10,11 @@ import { createToken, hashToken } from '../security/tokens.js'
 import { isWellFormedText } from '../security/well-formed-text.js'
 import { requireCaller, requireKey, requireRight, requireSession, userCaller } from './caller.js'
 import type { AppEnv } from './context.js'
+import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { json, problems, sessionSchema, userSchema } from './schemas.js'
-import { createRouter, idempotencyUnsupported, jsonBody, refuseIdempotencyKey } from './validate.js'
+import { createRouter, jsonBody, refuseIdempotencyKey } from './validate.js'
 
-export interface AuthDeps {
-  db: Db
+export interface AuthDeps extends IdempotencyDeps {
   passwords: Passwords
   /** One-way, keyed: what an unknown user name becomes in the audit trail. */
   hmac: (text: string) => string
@@ -62,7 +61,7 @@ export function authRoutes(deps: AuthDeps) {
         }
         const user = await verifiedUser(deps, c, username, password)
         const token = createToken('gzs_')
-        const caller = userCaller(user, null)
+        const caller = userCaller(user, null, c.var.deadline)
         const { ipAddress, userAgent } = c.var.correlation
         const [created] = await asCaller(
           db,
@@ -153,7 +152,8 @@ export function authRoutes(deps: AuthDeps) {
         method: 'post',
         path: '/v1/auth/logout',
         summary: 'Sign out: the session ends',
-        middleware: [requireCaller(deps), requireSession, idempotencyUnsupported] as const,
+        middleware: [requireCaller(deps), requireSession] as const,
+        parameters: [idempotencyKey],
         responses: { 204: { description: 'Signed out' }, ...problems },
       }),
       async (c) => {
@@ -167,8 +167,15 @@ export function authRoutes(deps: AuthDeps) {
           target: `users/${session.id}`,
           message: 'Signed out',
         }
-        await asCaller(db, caller, endSession(db, session.session_id, session.id, event))
-        return c.body(null, 204)
+        return await idempotent(
+          c,
+          deps,
+          async (db) => {
+            await asCaller(db, caller, endSession(db, session.session_id, session.id, event))
+            return c.body(null, 204)
+          },
+          `sessions/${session.session_id}`,
+        )
       },
     )
 
@@ -182,7 +189,7 @@ export function authRoutes(deps: AuthDeps) {
     if (!isWellFormedText(username))
       throw validationFailed('/username', 'A name must be well-formed text without NUL.')
     assertPasswordReadable(password)
-    const [found] = await asApp(db, credentialsByUsername(db, username))
+    const [found] = await asApp(db, credentialsByUsername(db, username), c.var.deadline)
     const matches = await passwords.verify(password, found?.password_hash ?? null)
     if (found !== undefined && matches && found.is_active) {
       const { password_hash: _, ...user } = found

@@ -36,12 +36,12 @@ import {
   revisionSchema,
   sealAddress,
 } from './config-entry.js'
+import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { etag, isUnchanged, preconditionOf, preconditionRequired, stale } from './preconditions.js'
 import { json, problems } from './schemas.js'
-import { createRouter, idempotencyUnsupported, jsonBody, jsonTree } from './validate.js'
+import { createRouter, jsonBody, jsonTree } from './validate.js'
 
-export interface ConfigDeps {
-  db: Db
+export interface ConfigDeps extends IdempotencyDeps {
   sessionIdleSeconds: number
   /** null without ENCRYPTION_KEY: what holds a secret is refused. */
   ring: KeyRing | null
@@ -62,12 +62,7 @@ export function configRoutes(deps: ConfigDeps) {
   const { db, ring } = deps
   const router = createRouter()
   const reads = [requireCaller(deps), requireRight('config:read', ROLES)]
-  const writes = [
-    requireCaller(deps),
-    requireRight('config:write', ROLES),
-    idempotencyUnsupported,
-    jsonBody('strict'),
-  ]
+  const writes = [requireCaller(deps), requireRight('config:write', ROLES), jsonBody('strict')]
 
   for (const { scope, path, params, query } of ADDRESSES) {
     const environmentOf = (given: object): string | undefined =>
@@ -110,6 +105,7 @@ export function configRoutes(deps: ConfigDeps) {
         path,
         summary: `Create or replace a ${scope} entry`,
         middleware: writes,
+        parameters: [idempotencyKey],
         request: { params, query, body: { required: true, ...json(putBody) } },
         responses: { 200: entryAnswer, 201: entryAnswer, ...problems },
       }),
@@ -122,8 +118,7 @@ export function configRoutes(deps: ConfigDeps) {
           'write',
         )
         const body = c.req.valid('json')
-        const given = preconditionOf(c)
-        const precondition: Expected = given ?? { is: 'absent' }
+        const precondition: Expected = preconditionOf(c) ?? { is: 'absent' }
         const write = (stored: JsonTree | undefined): EntryWrite => ({
           operation: 'put',
           value: sealedText(address, body.secret_paths, body.value as JsonTree, stored),
@@ -131,13 +126,15 @@ export function configRoutes(deps: ConfigDeps) {
           tags: body.tags,
           description: body.description,
         })
-        const entry = hasPlaceholder(body.value as JsonTree)
-          ? await changeStored(c, address, precondition, (stored) =>
-              write(stored && parseStoredJson(stored.value)),
-            )
-          : await tryWrite(c, address, write(undefined), precondition)
-        if (entry === undefined) throw given === undefined ? preconditionRequired() : stale()
-        return entryResponse(c, entry, precondition.is === 'absent' ? 201 : 200, maskedText(entry.value))
+        return await idempotent(c, deps, async (db) => {
+          const entry = hasPlaceholder(body.value as JsonTree)
+            ? await changeStored(db, c, address, precondition, (stored) =>
+                write(stored && parseStoredJson(stored.value)),
+              )
+            : await tryWrite(db, c, address, write(undefined), precondition)
+          if (entry === undefined) throw notAsExpected(c)
+          return entryResponse(c, entry, precondition.is === 'absent' ? 201 : 200, maskedText(entry.value))
+        })
       },
     )
 
@@ -147,6 +144,7 @@ export function configRoutes(deps: ConfigDeps) {
         path,
         summary: `Merge into a ${scope} entry's value (RFC 7396)`,
         middleware: writes,
+        parameters: [idempotencyKey],
         request: {
           params,
           query,
@@ -164,7 +162,7 @@ export function configRoutes(deps: ConfigDeps) {
         )
         const patch = (await c.req.json<JsonTree>()) as JsonTree
         const precondition = preconditionOf(c) ?? { is: 'present' }
-        const entry = await changeStored(c, address, precondition, (current) => {
+        const merged = (current: StoredEntry | undefined): EntryWrite => {
           if (current === undefined) throw notFound('entry')
           const stored = parseStoredJson(current.value)
           const masked = maskValue(stored)
@@ -176,9 +174,12 @@ export function configRoutes(deps: ConfigDeps) {
             tags: current.tags,
             description: current.description,
           }
+        }
+        return await idempotent(c, deps, async (db) => {
+          const entry = await changeStored(db, c, address, precondition, merged)
+          if (entry === undefined) throw stale()
+          return entryResponse(c, entry, 200, maskedText(entry.value))
         })
-        if (entry === undefined) throw stale()
-        return entryResponse(c, entry, 200, maskedText(entry.value))
       },
     )
 
@@ -188,6 +189,7 @@ export function configRoutes(deps: ConfigDeps) {
         path,
         summary: `Delete a ${scope} entry; its versions go on when it is created again`,
         middleware: writes,
+        parameters: [idempotencyKey],
         request: { params, query },
         responses: { 204: { description: 'Deleted' }, ...problems },
       }),
@@ -199,7 +201,6 @@ export function configRoutes(deps: ConfigDeps) {
           environmentOf(c.req.valid('query')),
           'write',
         )
-        const precondition = preconditionOf(c)
         const tombstone: EntryWrite = {
           operation: 'delete',
           value: 'null',
@@ -207,12 +208,14 @@ export function configRoutes(deps: ConfigDeps) {
           tags: [],
           description: null,
         }
-        const expected: Expected = precondition ?? { is: 'version', versions: [0] }
-        const deleted = expected.is === 'absent' ? undefined : await tryWrite(c, address, tombstone, expected)
-        if (deleted !== undefined) return c.body(null, 204)
-        const [current] = await asCaller(db, c.var.caller, entryAt(db, address))
-        if (current === undefined) throw notFound('entry')
-        throw precondition === undefined ? preconditionRequired() : stale()
+        const expected: Expected = preconditionOf(c) ?? { is: 'version', versions: [0] }
+        return await idempotent(c, deps, async (db) => {
+          const deleted =
+            expected.is === 'absent' ? undefined : await tryWrite(db, c, address, tombstone, expected)
+          if (deleted !== undefined) return c.body(null, 204)
+          const [current] = await asCaller(db, c.var.caller, entryAt(db, address))
+          throw current === undefined ? notFound('entry') : notAsExpected(c)
+        })
       },
     )
 
@@ -271,6 +274,7 @@ export function configRoutes(deps: ConfigDeps) {
 
   /** Reads, changes and writes on the version read; tried again when the caller named no version. */
   async function changeStored(
+    db: Db,
     c: Context<AppEnv>,
     address: Address,
     precondition: Expected,
@@ -280,17 +284,22 @@ export function configRoutes(deps: ConfigDeps) {
       const [current] = await asCaller(db, c.var.caller, entryAt(db, address))
       const write = change(current)
       if (precondition.is === 'absent')
-        return current === undefined ? await tryWrite(c, address, write, precondition) : undefined
+        return current === undefined ? await tryWrite(db, c, address, write, precondition) : undefined
       if (current === undefined) return undefined
       if (precondition.is === 'version' && !precondition.versions.includes(current.version)) return undefined
-      const written = await tryWrite(c, address, write, { is: 'version', versions: [current.version] })
+      const written = await tryWrite(db, c, address, write, { is: 'version', versions: [current.version] })
       if (written !== undefined || precondition.is === 'version') return written
       await sleep(Math.random() * Math.min(10 * attempt, 200))
     }
     throw new AppError('conflict', 'Others keep changing this entry; try again.', { retryAfterSeconds: 1 })
   }
 
+  /**
+   * The entry written; undefined when what was expected is not there. A statement that fails throws,
+   * always: inside a transaction nothing can follow it.
+   */
   async function tryWrite(
+    db: Db,
     c: Context<AppEnv>,
     address: Address,
     write: EntryWrite,
@@ -302,7 +311,7 @@ export function configRoutes(deps: ConfigDeps) {
       return entry
     } catch (error) {
       // Someone else created it in the same moment.
-      if (violatesUnique(error, 'config_entries_pkey')) return undefined
+      if (violatesUnique(error, 'config_entries_pkey')) throw notAsExpected(c)
       if (sqlState(error) === '42501')
         throw new AppError('forbidden', 'You may not change this entry.', { cause: error })
       throw error
@@ -331,6 +340,11 @@ function refusePatchBelowSecret(masked: JsonTree | undefined, patch: JsonTree, p
     throw validationFailed(toPointer(place), 'This is sealed as a whole: send it in full by PUT.')
   for (const [name, child] of Object.entries(patch))
     refusePatchBelowSecret(childAt(masked, name), child, [...place, name])
+}
+
+/** Why a write met another state than it is for: one that the caller named, or none where one is required. */
+function notAsExpected(c: Context<AppEnv>): AppError {
+  return preconditionOf(c) === undefined ? preconditionRequired() : stale()
 }
 
 function requireReveal(c: Context<AppEnv>): void {

@@ -3,7 +3,7 @@ import type { Context, MiddlewareHandler } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { z } from 'zod'
-import { AppError } from '../errors.js'
+import { AppError, validationFailed } from '../errors.js'
 import { type ReplacedText, parseJson, parseJsonReplacing, stringifyJson } from '../security/json-text.js'
 import { type JsonTree, toPointer } from '../security/json-tree.js'
 import type { AppEnv } from './context.js'
@@ -62,6 +62,8 @@ export function jsonBody(mode: 'strict' | 'audit' | 'optional'): MiddlewareHandl
         // Nobody is there to read this answer; it keeps a client's going away out of the errors.
         throw new AppError('invalid_request', 'The body did not arrive whole.', { cause: error })
       })
+      // A slow line is not slow work.
+      c.var.deadlineTimer.refresh()
       if (bytes.byteLength === 0 && c.req.header('content-type') === undefined) {
         if (mode === 'optional') return await next()
         throw new AppError('invalid_request', 'The body is empty.')
@@ -116,16 +118,10 @@ export function jsonText(c: Context<AppEnv>, text: string, status: ContentfulSta
   return c.body(text, status, { 'content-type': 'application/json' }) as never
 }
 
-/**
- * A promise that is not kept yet is refused, not ignored: whoever sends the header relies on it. Changes
- * of configuration are safe to repeat with If-Match, events by their event_id.
- */
-export const idempotencyUnsupported: MiddlewareHandler<AppEnv> = async function idempotencyUnsupported(
-  c,
-  next,
-) {
+/** Events carry an id of their own that does the same: a second key would be accepted and mean nothing. */
+export const refuseKeyOnEvents: MiddlewareHandler<AppEnv> = async function refuseKeyOnEvents(c, next) {
   if (c.req.header('idempotency-key') !== undefined) {
-    throw new AppError('not_supported', 'Idempotency-Key is not supported here yet; nothing was changed.')
+    throw validationFailed('', 'Events take no Idempotency-Key: they are idempotent by their event_id.')
   }
   await next()
 }

@@ -75,15 +75,6 @@ describe('the service', () => {
     )
   })
 
-  it('refuses an Idempotency-Key that it would not honour', async () => {
-    const answer = await service.call('PUT', '/v1/config/global/idem', {
-      token: service.ownerToken,
-      body: { value: 1 },
-      headers: { 'idempotency-key': 'a' },
-    })
-    expect([answer.status, answer.body.code]).toEqual([501, 'not_supported'])
-  })
-
   it('is set up once: the set-up address is gone when there is a user', async () => {
     const body = { setup_token: `gzi_${'a'.repeat(43)}`, username: 'eve', password: 'a long password' }
     expect((await service.call('POST', '/v1/setup', { body })).status).toBe(404)
