@@ -11,12 +11,21 @@ import { type ReportDeps, reportRoutes } from './routes/reports.js'
 import { type SetupDeps, setupRoutes } from './routes/setup.js'
 import { createRouter } from './routes/validate.js'
 
-export type AppDeps = AuthDeps & AuditDeps & ConfigDeps & HealthDeps & ReportDeps & SetupDeps & { log: Log }
+export type AppDeps = AuthDeps &
+  AuditDeps &
+  ConfigDeps &
+  HealthDeps &
+  ReportDeps &
+  SetupDeps & {
+    log: Log
+    /** How long a request is worked on; streams excepted. */
+    requestMs: number
+  }
 
 /** The service as a web-standard handler: everything it needs is handed in, and importing it does nothing. */
 export function createApp(deps: AppDeps): OpenAPIHono<AppEnv> {
   const app = createRouter()
-  app.use(requestContext(deps.log))
+  app.use(requestContext(deps.log, deps.requestMs))
   app.use(
     methodNotAllowed({
       app,

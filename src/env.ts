@@ -8,6 +8,7 @@ const integer = (min: number, max: number) =>
     .regex(/^\d{1,9}$/, `must be a whole number from ${min} to ${max}`)
     .transform(Number)
     .refine((value) => value >= min && value <= max, `must be from ${min} to ${max}`)
+const milliseconds = integer(10, 3_600_000)
 const postgresUrl = z.string().regex(/^postgres(ql)?:\/\/\S+$/, 'must be a postgres:// URL')
 
 /** Every variable the service reads. Empty counts as absent. */
@@ -24,6 +25,20 @@ const variables = {
   DATABASE_SSL_CA: z.string().optional(),
   DATABASE_POOL_SIZE: integer(1, 500).default(20),
   DATABASE_TIMEOUT: integer(1, 600).default(30),
+  DATABASE_ACQUIRE_MS: milliseconds.optional(),
+  DATABASE_STATEMENT_MS: milliseconds.optional(),
+  DATABASE_QUERY_MS: milliseconds.optional(),
+  DATABASE_LOCK_MS: milliseconds.optional(),
+  DATABASE_IDLE_IN_TRANSACTION_MS: milliseconds.optional(),
+  REQUEST_DEADLINE_MS: milliseconds.optional(),
+  BREAKER_WINDOW_SECONDS: integer(1, 600).default(10),
+  BREAKER_MIN_CALLS: integer(1, 100_000).default(10),
+  BREAKER_FAILURE_PERCENT: integer(1, 100).default(50),
+  BREAKER_SLOW_PERCENT: integer(1, 100).default(80),
+  BREAKER_SLOW_MS: milliseconds.optional(),
+  BREAKER_PROBES: integer(1, 100).default(3),
+  BREAKER_MAX_WAIT_SECONDS: integer(1, 600).default(30),
+  RECONNECT_MAX_MS: integer(50, 600_000).default(500),
   AUTH_LOGIN: z.string().max(255).optional(),
   AUTH_PASSWORD: z.string().optional(),
   BCRYPT_COST: integer(4, 16).default(12),
@@ -32,7 +47,10 @@ const variables = {
   SESSION_IDLE_MINUTES: integer(1, 525_600).default(120),
   SERVICE_API_KEY: z.string().optional(),
   ENCRYPTION_KEY: z.string().optional(),
-  OPERATIONS_TOKEN: z.string().min(16, 'must have at least 16 characters').optional(),
+  OPERATIONS_TOKEN: z
+    .string()
+    .regex(/^[\x21-\x7e]{16,}$/, 'must have at least 16 characters, visible ASCII without spaces')
+    .optional(),
   DRAIN_SECONDS: integer(1, 600).default(10),
 } satisfies Record<string, z.ZodType>
 

@@ -35,6 +35,7 @@ export async function createMemoryApp(options: MemoryAppOptions = {}): Promise<M
     }),
     source,
     streamSource: source,
+    requestMs: 15_000,
     log: SILENT,
     checkRoles: false,
     onSetupToken: (token) => (setupToken = token),

@@ -1,16 +1,20 @@
 import type { Server } from 'node:http'
 import type { Logger } from 'pino'
 import { connectionConfig } from './db/connection.js'
-import { GuardedPool } from './db/guarded-pool.js'
-import { type Budgets, budgetsFor, createPool } from './db/pool.js'
+import { explainConnectFailure } from './db/pg-errors.js'
+import { createPostgresSources } from './db/postgres-source.js'
+import type { ConnectionSource } from './db/source.js'
 import type { Env } from './env.js'
 import { AppError } from './errors.js'
+import { type Limits, limitsOf, streamBudgets } from './limits.js'
+import type { BreakerEvent } from './resilience/circuit-breaker.js'
 import { closeServer, createService, listen } from './service.js'
 
-/** Reports and exports may run this long, on connections of their own. */
-const STREAM_MS = 600_000
+/** Reports and exports have connections of their own. */
 const STREAM_CONNECTIONS = 2
 const LIFETIME_MS = 30 * 60_000
+/** While the database stays lost, one attempt in so many is logged: about one line a minute. */
+const LOGGED_ATTEMPTS = 200
 
 export interface Serving {
   port: number
@@ -27,16 +31,14 @@ export async function serve(
   log: Logger,
   onSetupToken: (token: string, port: number) => void,
 ): Promise<Serving> {
-  const main =
-    url === null
-      ? new (await import('./db/memory.js')).MemorySource()
-      : postgres(env, url, log, env.DATABASE_POOL_SIZE, budgetsFor(env.DATABASE_TIMEOUT * 1000))
-  const streams = url === null ? main : postgres(env, url, log, STREAM_CONNECTIONS, streamBudgets(env))
+  const limits = limitsOf(env)
+  const { main, streams } = url === null ? await memorySources() : postgresSources(env, limits, url, log)
   let port = env.PORT
   const service = createService({
     env,
     source: main,
     streamSource: streams,
+    requestMs: limits.requestMs,
     log,
     checkRoles: url !== null,
     onSetupToken: (token) => onSetupToken(token, port),
@@ -60,22 +62,39 @@ export async function serve(
   }
 }
 
-function postgres(env: Env, url: string, log: Logger, size: number, budgets: Budgets): GuardedPool {
-  const pool = createPool({
+interface Sources {
+  main: ConnectionSource
+  streams: ConnectionSource
+}
+
+async function memorySources(): Promise<Sources> {
+  const { MemorySource } = await import('./db/memory.js')
+  const main = new MemorySource()
+  return { main, streams: main }
+}
+
+function postgresSources(env: Env, limits: Limits, url: string, log: Logger): Sources {
+  const { requests, streams } = createPostgresSources({
+    ...limits,
     connection: connectionConfig({ url, ssl: env.DATABASE_SSL, sslCa: env.DATABASE_SSL_CA }),
-    size,
-    budgets,
+    size: env.DATABASE_POOL_SIZE,
+    streams: { size: STREAM_CONNECTIONS, budgets: streamBudgets(limits.budgets) },
     pooled: env.DATABASE_POOLED,
     applicationName: 'gary-zero-service',
     lifetimeMs: LIFETIME_MS,
-    onIdleError: (error) => log.warn({ err: error }, 'a database connection was lost'),
+    onIdleError: (error) =>
+      log.warn({ reason: explainConnectFailure(error) }, 'a database connection was lost'),
+    onTransition: (event) => logTransition(log, event),
+    onAttemptFailed: (error, attempt) => {
+      if (attempt % LOGGED_ATTEMPTS === 1)
+        log.warn({ reason: explainConnectFailure(error), attempt }, 'waiting for the database')
+    },
   })
-  return new GuardedPool(pool, size)
+  return { main: requests, streams }
 }
 
-function streamBudgets(env: Env): Budgets {
-  const budgets = budgetsFor(env.DATABASE_TIMEOUT * 1000)
-  return { ...budgets, statementMs: STREAM_MS, queryMs: STREAM_MS + 1000, idleInTransactionMs: STREAM_MS }
+function logTransition(log: Logger, { from, to, reason }: BreakerEvent): void {
+  log[to === 'closed' ? 'info' : 'warn']({ from, to, reason }, 'circuit')
 }
 
 type Listening = { server: Server; port: number }

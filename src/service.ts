@@ -6,13 +6,14 @@ import { type HttpBindings, createAdaptorServer } from '@hono/node-server'
 import { type AppDeps, createApp } from './app.js'
 import { asApp } from './db/as-caller.js'
 import { createDatabase } from './db/database.js'
-import { explainConnectFailure } from './db/pg-errors.js'
+import { classify, explainConnectFailure, meaningOf } from './db/pg-errors.js'
 import { safetyFaults } from './db/safety.js'
 import type { ConnectionSource } from './db/source.js'
 import type { Env } from './env.js'
 import { AppError, type ErrorCode } from './errors.js'
 import { ensureFirstOwner, ensureServiceUser, parseServiceKeys } from './first-start.js'
-import type { HealthState } from './routes/health.js'
+import { createForcedCircuit } from './forced-circuit.js'
+import { type HealthState, databaseState } from './routes/health.js'
 import { createPasswords, hashingConcurrency } from './security/passwords.js'
 import { parseEncryptionKeys } from './security/secret-box.js'
 import type { Log } from './routes/context.js'
@@ -22,6 +23,8 @@ export interface ServiceOptions {
   source: ConnectionSource
   /** For streams: a slow reader must not hold a connection that others wait for. */
   streamSource: ConnectionSource
+  /** How long a request is worked on. */
+  requestMs: number
   log: Log
   /** False in memory, where there are no roles to check. */
   checkRoles: boolean
@@ -31,7 +34,6 @@ export interface ServiceOptions {
 
 /** How old the database's last answer may be for the service to count as ready. */
 const ANSWER_MAX_AGE_MS = 10_000
-const PROBE_MS = 1000
 /** What a database that is not there yet, or busy, answers with; all else is a fault that waiting does not cure. */
 const PASSING = new Set<ErrorCode>([
   'unavailable',
@@ -50,36 +52,30 @@ export function createService(options: ServiceOptions) {
     cost: env.BCRYPT_COST,
     maxConcurrent: hashingConcurrency(env.UV_THREADPOOL_SIZE),
   })
+  const circuit = createForcedCircuit(source, log)
   let phase: 'starting' | 'serving' | 'draining' = 'starting'
-  let probe: Promise<void> | undefined
 
-  const health = async (): Promise<HealthState> => {
-    if (phase === 'serving' && !answeredLately()) {
-      probe ??= asApp(
-        db,
-        db.selectNoFrom((eb) => eb.lit(1).as('one')),
-      )
-        .then(
-          () => undefined,
-          () => undefined,
-        )
-        .finally(() => (probe = undefined))
-      await Promise.race([probe, sleep(PROBE_MS, undefined, { ref: false })])
-    }
-    const { sinceAnswerMs } = source.stats()
-    const status = phase === 'serving' ? (answeredLately() ? 'ok' : 'unavailable') : phase
+  /** From what is known already: neither a full pool nor a lost database can hold it up. */
+  const health = (): HealthState => {
+    const found = source.health()
+    const passes = found.breaker === null || /^(forced_)?closed$/.test(found.breaker.state)
+    // Memory answers always, and in no time.
+    const answers = found.breaker === null || (found.sinceAnswerMs ?? Infinity) < ANSWER_MAX_AGE_MS
     return {
-      status,
-      database_answered_seconds_ago: sinceAnswerMs === null ? null : Math.round(sinceAnswerMs) / 1000,
+      status: phase === 'serving' ? (passes && answers ? 'ok' : 'unavailable') : phase,
+      database: databaseState(found),
     }
   }
-  const answeredLately = (): boolean => (source.stats().sinceAnswerMs ?? Infinity) < ANSWER_MAX_AGE_MS
 
   const deps: AppDeps = {
     db,
     streams,
     passwords,
     health,
+    streamHealth: () => databaseState(streamSource.health()),
+    forceCircuit: circuit.force,
+    operationsToken: env.OPERATIONS_TOKEN ?? null,
+    requestMs: options.requestMs,
     log,
     hmac: keyedHash(env.ENCRYPTION_KEY),
     ring: env.ENCRYPTION_KEY === undefined ? null : parseEncryptionKeys(env.ENCRYPTION_KEY),
@@ -96,11 +92,15 @@ export function createService(options: ServiceOptions) {
         return
       } catch (error) {
         if (!(error instanceof AppError) || !PASSING.has(error.code)) throw error
-        const reason = explainConnectFailure(error.cause ?? error)
-        if (attempt % 10 === 0) log.warn({ reason }, 'waiting for the database')
-        await sleep(Math.min(250 * 2 ** Math.min(attempt, 4), 2000), undefined, { signal }).catch(
-          () => undefined,
-        )
+        if (meaningOf(classify(error)).breaker === 'failure') {
+          await source.recovered()
+        } else {
+          const reason = explainConnectFailure(error.cause ?? error)
+          if (attempt % 10 === 0) log.warn({ reason }, 'waiting for the database')
+          await sleep(Math.min(250 * 2 ** Math.min(attempt, 3), 1000), undefined, { signal }).catch(
+            () => undefined,
+          )
+        }
       }
     }
   }
@@ -134,6 +134,7 @@ export function createService(options: ServiceOptions) {
     /** From now on not ready, and no new connection to the database is waited for. */
     drain: (): void => void (phase = 'draining'),
     end: async (timeoutMs: number): Promise<void> => {
+      circuit.stop()
       await Promise.all([source.end(timeoutMs), streamSource.end(timeoutMs)])
     },
   }

@@ -1,10 +1,12 @@
 import { randomBytes } from 'node:crypto'
 import pg from 'pg'
 import { connectionConfig } from '../src/db/connection.js'
-import { GuardedPool } from '../src/db/guarded-pool.js'
+import type { GuardedPool } from '../src/db/guarded-pool.js'
 import { MemorySource } from '../src/db/memory.js'
-import { type PoolSettings, budgetsFor, createPool } from '../src/db/pool.js'
+import { budgetsFor } from '../src/db/pool.js'
+import { type PostgresSettings, createPostgresSources } from '../src/db/postgres-source.js'
 import type { ConnectionSource } from '../src/db/source.js'
+import type { BreakerOptions } from '../src/resilience/circuit-breaker.js'
 
 /** Which database this run is on. */
 export const engine = process.env['TEST_ENGINE'] === 'memory' ? 'memory' : 'postgres'
@@ -19,7 +21,7 @@ export interface TestDatabase {
 }
 
 /** An empty, migrated database of one's own on the engine of this run. */
-export async function createTestDatabase(settings: Partial<PoolSettings> = {}): Promise<TestDatabase> {
+export async function createTestDatabase(settings: Partial<PostgresSettings> = {}): Promise<TestDatabase> {
   if (engine === 'memory') {
     const source = new MemorySource()
     const read = async (text: string): Promise<unknown[]> => {
@@ -54,19 +56,46 @@ export async function createTestDatabase(settings: Partial<PoolSettings> = {}): 
 }
 
 /** A pool as the service has it, with shorter limits; `settings` overrides any. */
-export function guardedPool(url: string, settings: Partial<PoolSettings> = {}): GuardedPool {
-  const size = settings.size ?? 5
-  const pool = createPool({
+export function guardedPool(url: string, settings: Partial<PostgresSettings> = {}): GuardedPool {
+  return guardedPools(url, settings).requests
+}
+
+/** The same with the pool for streams beside it. */
+export function guardedPools(
+  url: string,
+  settings: Partial<PostgresSettings> = {},
+): { requests: GuardedPool; streams: GuardedPool } {
+  return createPostgresSources({
     connection: connectionConfig({ url, ssl: 'disable', sslCa: undefined }),
-    size,
+    size: 5,
+    streams: { size: 2, budgets: budgetsFor(10_000) },
     budgets: budgetsFor(10_000),
     pooled: false,
     applicationName: 'gary-test',
     lifetimeMs: 60_000,
+    slowMs: 5000,
+    // Errors that a test provokes on purpose must not close the way for the statements after them.
+    breaker: { ...BREAKER, minCalls: 1_000_000 },
+    reconnectCapMs: 200,
+    misconfiguredCapMs: 1000,
     onIdleError: () => {},
+    onTransition: () => {},
+    onAttemptFailed: () => {},
     ...settings,
   })
-  return new GuardedPool(pool, size)
+}
+
+/** The breaker as the service has it by default, with short waits. */
+export const BREAKER: BreakerOptions = {
+  failureRate: 0.5,
+  slowRate: 0.8,
+  minCalls: 10,
+  windowMs: 10_000,
+  buckets: 10,
+  probes: 3,
+  probeDeadlineMs: 4000,
+  waitBaseMs: 200,
+  waitCapMs: 1000,
 }
 
 /** A copy of the migrated template on the run's server. */

@@ -60,6 +60,7 @@ export function useService(env: Record<string, string> = {}): TestService {
       }),
       source,
       streamSource: source,
+      requestMs: 15_000,
       log,
       checkRoles: !(source instanceof MemorySource),
       onSetupToken: (token) => (service.setupToken = token),

@@ -1,5 +1,6 @@
 import type { Compilable, CompiledQuery } from 'kysely'
-import type { Db, IdentifiedQuery } from './database.js'
+import type { Deadline } from './deadline.js'
+import type { Db, RequestQuery } from './database.js'
 import type { Statement } from './flight.js'
 
 /** Who is recorded as having done something. */
@@ -23,6 +24,8 @@ export interface Caller {
   keyId: number | null
   actor: Actor
   onBehalfOf: number | null
+  /** How long the answer is waited for; absent where nobody waits. */
+  deadline?: Deadline
 }
 
 /** The service itself: first owner, service user, its own events. Never made from a request. */
@@ -45,14 +48,15 @@ export const JOBS: Caller = { ...SYSTEM, databaseRole: 'gary_jobs', role: 'jobs'
  * the identity fails. Rejects with an AppError that keeps the database's own as `cause`.
  */
 export async function asCaller<R>(db: Db, caller: Caller, query: Compilable<R>): Promise<R[]> {
-  const identified: IdentifiedQuery<R> = { ...query.compile(), caller }
+  const identified: RequestQuery<R> = { ...query.compile(), caller, deadline: caller.deadline }
   const { rows } = await db.executeQuery<R>(identified)
   return rows
 }
 
 /** One statement as gary_app: before it is known who asks (credentials, sessions by hash, throttle). */
-export async function asApp<R>(db: Db, query: Compilable<R>): Promise<R[]> {
-  const { rows } = await db.executeQuery(query)
+export async function asApp<R>(db: Db, query: Compilable<R>, deadline?: Deadline): Promise<R[]> {
+  const waited: RequestQuery<R> = { ...query.compile(), deadline }
+  const { rows } = await db.executeQuery<R>(waited)
   return rows
 }
 
@@ -85,6 +89,6 @@ export function identityStatement(caller: Caller): Statement {
 }
 
 /** No statement of its own: gives a transaction its caller, to travel with the first statement. */
-export function identityOnly(caller: Caller, empty: CompiledQuery): IdentifiedQuery {
-  return { ...empty, caller }
+export function identityOnly(caller: Caller, empty: CompiledQuery): RequestQuery {
+  return { ...empty, caller, deadline: caller.deadline }
 }

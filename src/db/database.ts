@@ -12,9 +12,11 @@ import {
   type TransactionSettings,
 } from 'kysely'
 import { AppError } from '../errors.js'
+import type { Deadline } from './deadline.js'
+import { createRetry, type Retry } from '../resilience/retry.js'
 import { type Caller, identityStatement } from './as-caller.js'
 import type { Statement } from './flight.js'
-import { classify, toAppError } from './pg-errors.js'
+import { classify, toAppError, wasNeverSent } from './pg-errors.js'
 import type { ConnectionSource, Result, SourceConnection } from './source.js'
 import type { DB } from './types.js'
 
@@ -23,34 +25,42 @@ export type Db = Kysely<DB>
 /** Inside a transaction: what must not run alone asks for this. */
 export type Tx = Transaction<DB>
 
-/** A query that carries the identity it runs under; made by as-caller.ts. */
-export interface IdentifiedQuery<R = unknown> extends CompiledQuery<R> {
-  readonly caller: Caller
+/** A query of a request: who it runs as, where that is known, and how long it is waited for. Made by as-caller.ts. */
+export interface RequestQuery<R = unknown> extends CompiledQuery<R> {
+  readonly caller?: Caller
+  readonly deadline: Deadline | undefined
 }
 
+/** A tenth of all statements may be sent a second time, and twenty at once after a loss that hits all connections. */
+const RETRY_BUDGET = { ratio: 0.1, burst: 20, attempts: 1 }
+
 /** Kysely over a source of connections; `destroy` is the source's own end, not Kysely's. */
-export function createDatabase(source: ConnectionSource): Db {
+export function createDatabase(source: Pick<ConnectionSource, 'connect'>): Db {
   return new Kysely<DB>({
     dialect: {
       createAdapter: () => new PostgresAdapter(),
-      createDriver: () => new SourceDriver(source),
+      createDriver: () => new SourceDriver(source, createRetry(RETRY_BUDGET)),
       createIntrospector: (db) => new PostgresIntrospector(db),
       createQueryCompiler: () => new PostgresQueryCompiler(),
     },
   })
 }
 
-class SourceDriver implements Driver {
-  readonly #source: ConnectionSource
+type Source = Pick<ConnectionSource, 'connect'>
 
-  constructor(source: ConnectionSource) {
+class SourceDriver implements Driver {
+  readonly #source: Source
+  readonly #retry: Retry
+
+  constructor(source: Source, retry: Retry) {
     this.#source = source
+    this.#retry = retry
   }
 
   async init(): Promise<void> {}
 
   async acquireConnection(): Promise<SourceDatabaseConnection> {
-    return new SourceDatabaseConnection(await this.#source.connect())
+    return new SourceDatabaseConnection(this.#source, this.#retry, await this.#source.connect())
   }
 
   async beginTransaction(connection: SourceDatabaseConnection, settings: TransactionSettings): Promise<void> {
@@ -72,16 +82,22 @@ class SourceDriver implements Driver {
   async destroy(): Promise<void> {}
 }
 
-const COMMIT: Statement = { text: 'commit', values: [], name: 'commit' }
+const COMMIT: Statement = { text: 'commit', values: [], name: 'commit', writes: true }
 const ROLLBACK: Statement = { text: 'rollback', values: [], name: undefined }
 
 class SourceDatabaseConnection implements DatabaseConnection {
-  readonly #connection: SourceConnection
+  readonly #source: Source
+  readonly #retry: Retry
+  #connection: SourceConnection
   /** BEGIN and identity travel with the first statement that follows them. */
   #ahead: Statement[] = []
   #inTransaction = false
+  /** Of the request that this connection is checked out for. */
+  #deadline: Deadline | undefined
 
-  constructor(connection: SourceConnection) {
+  constructor(source: Source, retry: Retry, connection: SourceConnection) {
+    this.#source = source
+    this.#retry = retry
     this.#connection = connection
   }
 
@@ -91,41 +107,72 @@ class SourceDatabaseConnection implements DatabaseConnection {
     this.#inTransaction = true
   }
 
-  async executeQuery<R>(query: CompiledQuery | IdentifiedQuery): Promise<QueryResult<R>> {
-    const statement = { text: query.sql, values: query.parameters, name: statementName(query.sql) }
+  async executeQuery<R>(query: CompiledQuery | RequestQuery): Promise<QueryResult<R>> {
     const ahead = this.#ahead
     this.#ahead = []
-    const identity = 'caller' in query ? [identityStatement(query.caller)] : []
+    if ('deadline' in query) this.#deadline = query.deadline
+    const identity = 'caller' in query && query.caller !== undefined ? [identityStatement(query.caller)] : []
     if (query.sql === '') {
       this.#ahead = [...ahead, ...identity]
       return { rows: [] }
     }
-    const result = await this.#execute([...ahead, ...identity, statement], query.query)
-    return toQueryResult<R>(result)
+    const statement: Statement = {
+      text: query.sql,
+      values: query.parameters,
+      name: statementName(query.sql),
+      writes: writes(query.query),
+    }
+    const first = !this.#inTransaction || ahead.length > 0
+    return toQueryResult<R>(await this.#execute([...ahead, ...identity, statement], first))
   }
 
-  async #execute(statements: Statement[], node: RootOperationNode): Promise<Result> {
+  /** `first`: nothing was done on this connection before, so another one would serve as well. */
+  async #execute(statements: Statement[], first: boolean): Promise<Result> {
+    const open = !this.#inTransaction && statements.at(-1)?.writes === true
     try {
-      return await this.#connection.execute(statements)
+      if (!first) return await this.#connection.execute(statements, this.#deadline)
+      return await this.#onceMore(statements, open)
     } catch (error) {
-      const failure = classify(error)
-      if (failure === 'plan_gone' && !this.#inTransaction) {
-        // The client is discarded at release; this once, the statements are parsed without names.
-        return await this.#connection.execute(
-          statements.map((statement) => ({ ...statement, name: undefined })),
-        )
-      }
-      throw toAppError(error, failure, this.#inTransaction || !writes(node) ? 'none' : 'open')
+      throw toAppError(error, classify(error), open ? 'open' : 'none')
     }
+  }
+
+  /**
+   * A statement that finds its connection lost, or its plan gone, is sent once more, when it is certain
+   * that the first try changed nothing: a read, the first flight of a transaction, or never sent at all.
+   */
+  async #onceMore(statements: Statement[], open: boolean): Promise<Result> {
+    let sent = statements
+    let failed = false
+    return await this.#retry.run(
+      async () => {
+        if (failed) await this.#reconnect()
+        return await this.#connection.execute(sent, this.#deadline)
+      },
+      (error) => {
+        const failure = classify(error)
+        const planGone = failure === 'plan_gone' && !this.#inTransaction
+        if (planGone) sent = statements.map((statement) => ({ ...statement, name: undefined }))
+        failed = failure === 'lost' || failure === 'restarting'
+        return planGone || (failed && (!open || wasNeverSent(error)))
+      },
+    )
+  }
+
+  async #reconnect(): Promise<void> {
+    this.#connection.release()
+    this.#connection = RELEASED
+    this.#connection = await this.#source.connect()
   }
 
   async *streamQuery<R>(query: CompiledQuery, batchSize = 500): AsyncIterableIterator<QueryResult<R>> {
     const ahead = this.#ahead
     this.#ahead = []
     try {
-      if (ahead.length > 0) await this.#connection.execute(ahead)
+      if (ahead.length > 0) await this.#onceMore(ahead, false)
       const statement = { text: query.sql, values: query.parameters, name: undefined }
-      for await (const rows of this.#connection.stream(statement, batchSize)) yield { rows: rows as R[] }
+      for await (const rows of this.#connection.stream(statement, batchSize, this.#deadline))
+        yield { rows: rows as R[] }
     } catch (error) {
       throw toAppError(error, classify(error), 'none')
     }
@@ -135,7 +182,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
     if (!this.#started()) return
     let result: Result
     try {
-      result = await this.#connection.execute([COMMIT])
+      result = await this.#connection.execute([COMMIT], this.#deadline)
     } catch (error) {
       throw toAppError(error, classify(error), 'open')
     }
@@ -151,7 +198,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
   async rollback(): Promise<void> {
     if (!this.#started()) return
     try {
-      await this.#connection.execute([ROLLBACK])
+      await this.#connection.execute([ROLLBACK], this.#deadline)
     } catch {
       return
     }
@@ -166,6 +213,15 @@ class SourceDatabaseConnection implements DatabaseConnection {
   release(): void {
     this.#connection.release()
   }
+}
+
+/** Where a connection was given back and no other one came in its place. */
+const RELEASED: SourceConnection = {
+  execute: () => Promise.reject(new Error('Connection terminated')),
+  stream: () => {
+    throw new Error('Connection terminated')
+  },
+  release: () => {},
 }
 
 function toQueryResult<R>(result: Result): QueryResult<R> {

@@ -8,6 +8,8 @@ export interface Statement {
   values: readonly unknown[]
   /** Prepared under this name once a connection; undefined: parsed anew each time. */
   name: string | undefined
+  /** May change data: what its failure means can depend on that. */
+  writes?: boolean
 }
 
 /** What a flight writes to and builds on in pg; it is pinned exactly for their sake. */
@@ -65,7 +67,8 @@ class Flight extends Query {
     const prepared = preparedOn(wire)
     const messages: Buffer[] = []
     for (const [index, { text, name = '' }] of this.#statements.entries()) {
-      if (name === '' || !prepared.has(name)) {
+      // Twice in one flight (an identity, in a transaction that has one): parsed by the first of the two.
+      if (name === '' || !(prepared.has(name) || this.#parsing.includes(name))) {
         this.#parsing.push(name)
         messages.push(serialize.parse({ text, name }))
       }

@@ -1,75 +1,177 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import { DatabaseError, type Pool, type PoolClient } from 'pg'
 import Cursor from 'pg-cursor'
 import { AppError } from '../errors.js'
+import type { Outcome, Permit } from '../resilience/circuit-breaker.js'
+import type { Deadline, DeadlineEnd } from './deadline.js'
+import type { Availability } from './availability.js'
+import { cancelOnServer } from './cancel.js'
 import { fly, type Statement } from './flight.js'
-import { classify, classifyConnect, meaningOf, toAppError } from './pg-errors.js'
-import { isExpired } from './pool.js'
-import type { ConnectionSource, Result, SourceConnection, SourceStats } from './source.js'
+import {
+  classify,
+  classifyConnect,
+  type FailureClass,
+  meaningOf,
+  outcomeOf,
+  toAppError,
+} from './pg-errors.js'
+import { isExpired, endingOf } from './pool.js'
+import type { ConnectionSource, Result, SourceConnection, SourceHealth } from './source.js'
 
-/** How long a failed statement's ReadyForQuery may take before its client counts as stuck. */
+/** How long a failed or cancelled statement's answer may take before its client counts as stuck. */
 const SETTLE_MS = 1000
+
+export interface GuardedPoolOptions {
+  /** The pool's own maximum. */
+  limit: number
+  /** From asking for a connection to having one, its first statement included. */
+  acquireMs: number
+  /** A statement that takes as long counts as slow. */
+  slowMs: number
+  /** Behind a pooler a name would be prepared on one server connection and looked for on another. */
+  pooled: boolean
+  /** `streams`: held for as long as a reader reads, so its time says nothing of the database. */
+  use: 'requests' | 'streams'
+}
 
 /**
  * The one seam between the service and pg.Pool. What it promises:
- * a client that is not idle and outside a transaction never returns to the pool (a late ROLLBACK that
- * was never sent would swallow the next caller's writes); every error is classified once; `end` ends.
+ * the circuit breaker is asked before a connection and told how it went, once; a client that is not idle
+ * and outside a transaction never returns to the pool (a late ROLLBACK that was never sent would swallow the
+ * next caller's writes), and neither does one whose statement was cancelled; `end` ends.
  */
 export class GuardedPool implements ConnectionSource {
   readonly #pool: Pool
-  readonly #limit: number
+  readonly #availability: Availability
+  readonly #options: GuardedPoolOptions
   readonly #checkedOut = new Set<GuardedConnection>()
   readonly #waiters = new Set<(error: Error) => void>()
-  #lastAnswer: number | null = null
+  /** Clients made before the last eviction are not used again. */
+  #trustedSinceMs = 0
+  readonly #madeAtMs = new WeakMap<PoolClient, number>()
   #ending = false
 
-  constructor(pool: Pool, limit: number) {
+  constructor(pool: Pool, availability: Availability, options: GuardedPoolOptions) {
     this.#pool = pool
-    this.#limit = limit
+    this.#availability = availability
+    this.#options = options
+    pool.on('connect', (client) => this.#madeAtMs.set(client as PoolClient, performance.now()))
   }
 
   async connect(): Promise<SourceConnection> {
     if (this.#ending) throw draining()
-    const client = await this.#client()
-    const connection = new GuardedConnection(client, {
-      onAnswer: () => (this.#lastAnswer = performance.now()),
-      onRelease: () => this.#checkedOut.delete(connection),
+    const { breaker } = this.#availability
+    return await this.#connect(breaker.admit(this.#options.use === 'streams' ? 'no_probe' : 'call'))
+  }
+
+  async connectPastCircuit(): Promise<SourceConnection> {
+    if (this.#ending) throw draining()
+    return await this.#connect(undefined)
+  }
+
+  async #connect(permit: Permit | undefined): Promise<SourceConnection> {
+    let client: PoolClient
+    try {
+      client = await this.#client()
+    } catch (error) {
+      throw this.#notConnected(error, permit)
+    }
+    const connection = new GuardedConnection(client, this.#options, {
+      answered: () => this.#availability.answered(),
+      failed: (name, outcome) => {
+        this.#availability.failed(name)
+        if (outcome !== 'ignored' && meaningOf(name).evictIdle === true) this.evictIdle()
+      },
+      released: (outcome) => {
+        this.#checkedOut.delete(connection)
+        permit?.settle(outcome)
+      },
+      isTrusted: () => (this.#madeAtMs.get(client) ?? 0) >= this.#trustedSinceMs && !isExpired(client),
     })
     this.#checkedOut.add(connection)
     return connection
   }
 
-  /** pg-pool strands its waiters when it ends, so each waits for that as well. */
+  /** pg-pool strands its waiters when it ends, so each waits for that as well; its own time limit leaves onConnect out. */
   #client(): Promise<PoolClient> {
     return new Promise((resolve, reject) => {
-      this.#waiters.add(reject)
+      const late = setTimeout(
+        () => settle(() => reject(new Error('timeout expired while a new connection was checked'))),
+        this.#options.acquireMs + 100,
+      ).unref()
+      const refuse = (error: Error): void => void settle(() => reject(error))
+      const settle = (how: () => void): boolean => {
+        if (!this.#waiters.delete(refuse)) return false
+        clearTimeout(late)
+        how()
+        return true
+      }
+      this.#waiters.add(refuse)
       this.#pool.connect().then(
         (client) => {
-          if (this.#waiters.delete(reject)) resolve(client)
-          else client.release(true)
+          if (!settle(() => resolve(client))) client.release(true)
         },
-        (error: unknown) => {
-          this.#waiters.delete(reject)
-          reject(toAppError(error, classifyConnect(error), 'none'))
-        },
+        (error: unknown) => settle(() => reject(error as Error)),
       )
     })
   }
 
-  stats(): SourceStats {
-    return {
-      total: this.#pool.totalCount,
-      idle: this.#pool.idleCount,
-      waiting: this.#pool.waitingCount,
-      limit: this.#limit,
-      sinceAnswerMs: this.#lastAnswer === null ? null : performance.now() - this.#lastAnswer,
+  #notConnected(error: unknown, permit: Permit | undefined): AppError {
+    if (error instanceof AppError) {
+      permit?.settle('ignored')
+      return error
     }
+    const name = classifyConnect(error)
+    this.#availability.failed(name)
+    if (name !== 'pool_wait') permit?.settle(outcomeOf(name, false))
+    else if (permit !== undefined) {
+      // A full pool is no lost database, unless the database does not answer beside it either.
+      void this.#availability
+        .answersOutside()
+        .then((answers) => permit.settle(answers ? 'ignored' : 'failure'))
+    }
+    return toAppError(error, name, 'none')
+  }
+
+  /** Every client made until now ends: the idle ones at once, the others when they are released. */
+  evictIdle(): void {
+    this.#trustedSinceMs = performance.now()
+    for (let idle = this.#pool.idleCount; idle > 0; idle -= 1) {
+      this.#pool.connect().then(
+        (client) => client.release(true),
+        () => undefined,
+      )
+    }
+  }
+
+  /** `select 1` through the pool and the breaker; rejects as any statement does. */
+  async ping(): Promise<void> {
+    const connection = await this.connect()
+    try {
+      await connection.execute([{ text: 'select 1', values: [], name: undefined }])
+    } finally {
+      connection.release()
+    }
+  }
+
+  health(): SourceHealth {
+    const { totalCount: total, idleCount: idle, waitingCount: waiting } = this.#pool
+    return { pool: { total, idle, waiting, limit: this.#options.limit }, ...this.#availability.health() }
+  }
+
+  async recovered(): Promise<boolean> {
+    return await this.#availability.recovered()
+  }
+
+  forceCircuit(to: 'open' | 'closed' | 'auto'): void {
+    this.#availability.breaker.force(to)
   }
 
   async end(timeoutMs: number): Promise<void> {
     if (this.#ending) return
     this.#ending = true
-    for (const reject of this.#waiters) reject(draining())
-    this.#waiters.clear()
+    this.#availability.stop()
+    for (const refuse of this.#waiters) refuse(draining())
     let cut: NodeJS.Timeout | undefined
     // pg-pool waits for clients that are still connecting, and for holders that never give theirs back.
     const bound = new Promise<void>((resolve) => {
@@ -123,55 +225,108 @@ interface ClientState {
   connection: { stream: { destroy(): void }; once(event: 'readyForQuery', listener: () => void): void }
 }
 
+/** What a connection tells the pool it came from. */
+interface Hooks {
+  answered(): void
+  failed(name: FailureClass, outcome: Outcome): void
+  /** With the worst that happened on it. */
+  released(outcome: Outcome): void
+  isTrusted(): boolean
+}
+
 class GuardedConnection implements SourceConnection {
   readonly #client: PoolClient & ClientState
-  readonly #hooks: { onAnswer: () => void; onRelease: () => void }
+  readonly #options: GuardedPoolOptions
+  readonly #hooks: Hooks
   #broken = false
+  #outcome: Outcome = 'ignored'
+  /** Set once the server was asked to stop what runs here. */
+  #cancelled: DeadlineEnd | undefined
 
-  constructor(client: PoolClient, hooks: { onAnswer: () => void; onRelease: () => void }) {
+  constructor(client: PoolClient, options: GuardedPoolOptions, hooks: Hooks) {
     this.#client = client as PoolClient & ClientState
+    this.#options = options
     this.#hooks = hooks
   }
 
-  async execute(statements: readonly Statement[]): Promise<Result> {
-    try {
-      return this.#answered(await fly(this.#client, statements))
-    } catch (error) {
-      await this.#failed(error)
-      throw error
-    }
+  async execute(statements: readonly Statement[], deadline?: Deadline): Promise<Result> {
+    const sent = this.#options.pooled
+      ? statements.map(({ text, values }) => unnamed(text, values))
+      : statements
+    return await this.#run(
+      () => fly(this.#client, sent),
+      statements.some(({ writes }) => writes === true),
+      deadline,
+    )
   }
 
-  async *stream(statement: Statement, batchSize: number): AsyncGenerator<unknown[]> {
+  async *stream(statement: Statement, batchSize: number, deadline?: Deadline): AsyncGenerator<unknown[]> {
     const cursor = this.#client.query(new RowCursor(statement.text, [...statement.values]))
     // One that failed has sent its Sync and is not to be closed: pg-cursor would wait for a second answer.
     let failed = false
     try {
       for (;;) {
-        const rows = this.#answered(await cursor.read(batchSize))
-        if (cursor.unreadable !== undefined) throw cursor.unreadable
+        const rows = await this.#run(
+          async () => {
+            const read = await cursor.read(batchSize)
+            if (cursor.unreadable !== undefined) throw cursor.unreadable
+            return read
+          },
+          false,
+          deadline,
+        )
         if (rows.length === 0) return
         yield rows
       }
     } catch (error) {
       failed = cursor.unreadable === undefined
-      await this.#failed(error)
       throw error
     } finally {
       if (!failed && !(await within(cursor.close(), SETTLE_MS))) this.#broken = true
     }
   }
 
-  #answered<T>(answer: T): T {
-    this.#hooks.onAnswer()
-    return answer
+  /** Runs what talks to the server: timed, cancelled at the deadline's end, its failure classified once. */
+  async #run<T>(work: () => Promise<T>, writes: boolean, deadline: Deadline | undefined): Promise<T> {
+    const ended = deadline?.ended ?? this.#cancelled
+    if (ended !== undefined) throw notWaitedFor(ended)
+    const startedAt = performance.now()
+    const cancel = (end: DeadlineEnd): void => void this.#cancel(end)
+    deadline?.listen(cancel)
+    try {
+      const answer = await work()
+      this.#hooks.answered()
+      this.#count(this.#isSlow(startedAt) ? 'slow' : 'success')
+      return answer
+    } catch (caught) {
+      const error = this.#reason(caught)
+      const name = classify(error)
+      const stopped = name === 'statement_timeout' ? this.#cancelled : undefined
+      await this.#failed(error, stopped === undefined ? name : 'cancelled', writes)
+      throw stopped === undefined ? error : notWaitedFor(stopped, error)
+    } finally {
+      deadline?.forget(cancel)
+    }
+  }
+
+  /** pg tells of a transaction that idled too long beside it; who holds it hears only that it is lost. */
+  #reason(error: unknown): unknown {
+    const told = classify(error) === 'lost' ? endingOf(this.#client) : undefined
+    return classify(told) === 'transaction_timeout' ? told : error
+  }
+
+  #isSlow(startedAt: number): boolean {
+    return this.#options.use === 'requests' && performance.now() - startedAt >= this.#options.slowMs
   }
 
   /** An error of the server comes ahead of its ReadyForQuery: without that the client looks busy. */
-  async #failed(error: unknown): Promise<void> {
-    if (meaningOf(classify(error)).destroy) this.#broken = true
+  async #failed(error: unknown, name: FailureClass, writes: boolean): Promise<void> {
+    if (meaningOf(name).destroy) this.#broken = true
+    const outcome = this.#outcomeOf(name, writes)
+    this.#count(outcome)
+    if (name !== 'cancelled') this.#hooks.failed(name, outcome)
     if (!(error instanceof DatabaseError)) return
-    this.#hooks.onAnswer()
+    this.#hooks.answered()
     if (this.#broken || this.#client.readyForQuery) return
     await new Promise<void>((resolve) => {
       const stuck = setTimeout(resolve, SETTLE_MS)
@@ -182,10 +337,34 @@ class GuardedConnection implements SourceConnection {
     })
   }
 
+  #outcomeOf(name: FailureClass, writes: boolean): Outcome {
+    // Whoever went away says nothing of the database, and what we cut ourselves is no loss of it.
+    if (this.#cancelled === 'client_gone') return 'ignored'
+    const outcome = outcomeOf(name, writes)
+    const isLoss = name === 'lost' || name === 'restarting'
+    return this.#options.use === 'requests' || isLoss ? outcome : 'ignored'
+  }
+
+  #count(outcome: Outcome): void {
+    if (SEVERITY[outcome] > SEVERITY[this.#outcome]) this.#outcome = outcome
+  }
+
+  /** Asks the server to stop; one that does not answer that either loses the connection. */
+  async #cancel(end: DeadlineEnd): Promise<void> {
+    this.#cancelled = end
+    this.#broken = true
+    const stuck = sleep(SETTLE_MS, undefined, { ref: false })
+    await cancelOnServer(this.#client, SETTLE_MS)
+    await stuck
+    if (!this.#client.readyForQuery) this.#client.connection.stream.destroy()
+  }
+
   release(): void {
-    this.#hooks.onRelease()
     const clean = !this.#broken && this.#client.readyForQuery && this.#client.getTransactionStatus() === 'I'
-    this.#client.release(clean && !isExpired(this.#client) ? undefined : true)
+    this.#client.release(clean && this.#hooks.isTrusted() ? undefined : true)
+    // A goodbye that nobody reads would keep the socket for as long as TCP tries.
+    if (this.#broken) this.#client.connection.stream.destroy()
+    this.#hooks.released(this.#outcome)
   }
 
   /** Ends the connection under whoever holds it, who meets a lost connection. */
@@ -193,4 +372,25 @@ class GuardedConnection implements SourceConnection {
     this.#broken = true
     this.#client.connection.stream.destroy()
   }
+}
+
+/** Of several statements on one connection the worst is what the breaker is told. */
+const SEVERITY: Record<Outcome, number> = {
+  ignored: 0,
+  success: 1,
+  slow: 2,
+  failure: 3,
+  failure_and_slow: 4,
+}
+
+function unnamed(text: string, values: readonly unknown[]): Statement {
+  return { text, values, name: undefined }
+}
+
+function notWaitedFor(end: DeadlineEnd, cause?: unknown): AppError {
+  const message =
+    end === 'expired'
+      ? 'The request took too long and was stopped; nothing was changed.'
+      : 'The client went away; nothing was changed.'
+  return new AppError('deadline_exceeded', message, { cause })
 }

@@ -1,6 +1,6 @@
 import pg, { type ClientBase, type ClientConfig, type Pool } from 'pg'
 
-/** Milliseconds, each strictly below the next, so that the innermost limit speaks first. */
+/** Milliseconds. The first three and the request's deadline are each strictly below the next: the innermost speaks first. */
 export interface Budgets {
   /** Waiting for a client, and connecting a new one. */
   acquireMs: number
@@ -33,8 +33,15 @@ export interface PoolSettings {
 /** The role every connection has before it is known who asks. */
 export const BASE_ROLE = 'gary_app'
 
-/** When a client is to be replaced, by Date.now(). */
+/** When a client is to be replaced, by the monotonic clock. */
 const endOfLife = new WeakMap<ClientBase, number>()
+
+/** What was first told of a client that ran nothing at the time; its next statement only hears that it is lost. */
+const endings = new WeakMap<ClientBase, Error>()
+
+export function endingOf(client: ClientBase): Error | undefined {
+  return endings.get(client)
+}
 
 /** The inner limits for an outer bound of `timeoutMs` (30 s: 5, 10 and 12 s; locks 3 s, idle 15 s). */
 export function budgetsFor(timeoutMs: number): Budgets {
@@ -47,13 +54,10 @@ export function budgetsFor(timeoutMs: number): Budgets {
   }
 }
 
-/** True when the client has lived long enough; the one who releases it lets it end then. */
-export function isExpired(client: ClientBase): boolean {
-  return Date.now() >= (endOfLife.get(client) ?? Infinity)
-}
-
-/** A pg.Pool whose clients start as gary_app with the limits above. Connects on first use only. */
-export function createPool(settings: PoolSettings): Pool {
+/** How a client of the service introduces itself: the pool's, and the one that only looks (probe.ts). */
+export function clientConfig(
+  settings: Omit<PoolSettings, 'size' | 'lifetimeMs' | 'onIdleError'>,
+): ClientConfig {
   const { budgets } = settings
   const options = [
     `role=${BASE_ROLE}`,
@@ -62,11 +66,24 @@ export function createPool(settings: PoolSettings): Pool {
     `idle_in_transaction_session_timeout=${budgets.idleInTransactionMs}`,
     'TimeZone=UTC',
   ]
-  const pool = new pg.Pool({
+  return {
     ...settings.connection,
-    max: settings.size,
     application_name: settings.applicationName,
     ...(settings.pooled ? {} : { options: options.map((option) => `-c ${option}`).join(' ') }),
+  }
+}
+
+/** True when the client has lived long enough; the one who releases it lets it end then. */
+export function isExpired(client: ClientBase): boolean {
+  return performance.now() >= (endOfLife.get(client) ?? Infinity)
+}
+
+/** A pg.Pool whose clients start as gary_app with the limits above. Connects on first use only. */
+export function createPool(settings: PoolSettings): Pool {
+  const { budgets } = settings
+  const pool = new pg.Pool({
+    ...clientConfig(settings),
+    max: settings.size,
     connectionTimeoutMillis: budgets.acquireMs,
     query_timeout: budgets.queryMs,
     idleTimeoutMillis: 60_000,
@@ -83,8 +100,12 @@ export function createPool(settings: PoolSettings): Pool {
 async function checkIdentity(client: ClientBase, settings: PoolSettings): Promise<void> {
   // pg-pool takes its own listener off while a client is checked out; an error event without a
   // listener ends the process.
-  client.on('error', settings.onIdleError)
-  endOfLife.set(client, Date.now() + settings.lifetimeMs * (0.9 + Math.random() * 0.2))
+  client.on('error', (error) => {
+    // Its end is told a second time, without the server's words.
+    if (!endings.has(client)) endings.set(client, error)
+    settings.onIdleError(error)
+  })
+  endOfLife.set(client, performance.now() + settings.lifetimeMs * (0.9 + Math.random() * 0.2))
   const query = { text: 'select current_user as name', query_timeout: settings.budgets.acquireMs }
   const { rows } = await client.query<{ name: string }>(query)
   if (rows[0]?.name !== BASE_ROLE) {

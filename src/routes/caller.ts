@@ -5,6 +5,7 @@ import type { Db } from '../db/database.js'
 import { sessionByTokenHash, touchSession } from '../db/sessions.js'
 import type { Role } from '../db/users.js'
 import { AppError } from '../errors.js'
+import type { Deadline } from '../db/deadline.js'
 import { hashToken, tokenKind } from '../security/tokens.js'
 import type { AppEnv } from './context.js'
 
@@ -70,15 +71,16 @@ async function identifySession(deps: CallerDeps, c: Context<AppEnv>, token: stri
   const [session] = await asApp(
     deps.db,
     sessionByTokenHash(deps.db, hashToken(token), deps.sessionIdleSeconds),
+    c.var.deadline,
   )
   if (session === undefined) throw invalidCredential()
   if (session.due) await asApp(deps.db, touchSession(deps.db, session.session_id))
   c.set('session', session)
-  c.set('caller', userCaller(session, session.session_id))
+  c.set('caller', userCaller(session, session.session_id, c.var.deadline))
 }
 
 async function identifyKey(deps: CallerDeps, c: Context<AppEnv>, key: string): Promise<void> {
-  const [holder] = await asApp(deps.db, keyByHash(deps.db, hashToken(key)))
+  const [holder] = await asApp(deps.db, keyByHash(deps.db, hashToken(key)), c.var.deadline)
   if (holder === undefined) throw invalidCredential()
   if (holder.due) await asApp(deps.db, touchKey(deps.db, holder.key_id))
   c.set('caller', {
@@ -90,6 +92,7 @@ async function identifyKey(deps: CallerDeps, c: Context<AppEnv>, key: string): P
     keyId: holder.key_id,
     actor: { type: 'api_key', id: holder.key_id, name: holder.key_name },
     onBehalfOf: null,
+    deadline: c.var.deadline,
   })
 }
 
@@ -97,6 +100,7 @@ async function identifyKey(deps: CallerDeps, c: Context<AppEnv>, key: string): P
 export function userCaller(
   user: { id: number; username: string; role: Role },
   sessionId: number | null,
+  deadline: Deadline,
 ): Caller {
   return {
     databaseRole: 'gary_caller',
@@ -107,6 +111,7 @@ export function userCaller(
     keyId: null,
     actor: { type: 'user', id: user.id, name: user.username },
     onBehalfOf: null,
+    deadline,
   }
 }
 

@@ -3,6 +3,7 @@ import type { MiddlewareHandler } from 'hono'
 import type { Caller } from '../db/as-caller.js'
 import type { Correlation } from '../db/audit.js'
 import type { SessionUser } from '../db/sessions.js'
+import { Deadline } from '../db/deadline.js'
 
 /** The part of a logger that routes use; pino's satisfies it. */
 export interface Log {
@@ -18,22 +19,30 @@ export interface AppEnv {
     requestId: string
     correlation: Correlation
     log: Log
+    /** How long this request is worked on; part of its caller. */
+    deadline: Deadline
+    /** Ends the deadline; refreshed when the body is there, cleared for streams. */
+    deadlineTimer: NodeJS.Timeout
     caller: Caller
     /** Only behind requireCaller and for a session's own routes. */
     session: SessionUser
     /** Where a body of audit data had NUL or lone surrogates; set by jsonBody. */
     replacedAt: string[]
   }
-  Bindings: { incoming?: { socket?: { remoteAddress?: string } } }
+  Bindings: {
+    incoming?: { socket?: { remoteAddress?: string } }
+    outgoing?: { once(event: 'close', listener: () => void): unknown }
+  }
 }
 
 const CORRELATION_ID = /^[A-Za-z0-9._:-]{1,128}$/
 
 /**
- * Gives the request its ids (X-Request-ID made when absent or malformed), echoes them, and logs the
- * answer in one line: never a header, a body or a query string, which could hold secrets.
+ * Gives the request its ids (X-Request-ID made when absent or malformed) and echoes them; ends its deadline
+ * after `requestMs`, or when its client goes away; logs the answer in one line: never a header, a body or a
+ * query string, which could hold secrets.
  */
-export function requestContext(log: Log): MiddlewareHandler<AppEnv> {
+export function requestContext(log: Log, requestMs: number): MiddlewareHandler<AppEnv> {
   return async function requestContext(c, next) {
     const started = performance.now()
     const id = (name: string): string | null => {
@@ -53,6 +62,12 @@ export function requestContext(log: Log): MiddlewareHandler<AppEnv> {
     c.set('requestId', requestId)
     c.set('correlation', correlation)
     c.set('log', log.child({ request_id: requestId }))
+    const deadline = new Deadline()
+    const timer = setTimeout(() => deadline.end('expired'), requestMs).unref()
+    c.set('deadline', deadline)
+    c.set('deadlineTimer', timer)
+    // After the answer it comes too, and finds nobody listening.
+    c.env?.outgoing?.once('close', () => deadline.end('client_gone'))
     // Before the answer is made: a header set behind it makes Hono build the answer again.
     c.header('x-request-id', requestId)
     for (const [header, value] of [
@@ -65,6 +80,7 @@ export function requestContext(log: Log): MiddlewareHandler<AppEnv> {
     c.header('cache-control', 'private, no-cache')
     c.header('x-content-type-options', 'nosniff')
     await next()
+    clearTimeout(timer)
     c.var.log.info(
       {
         method: c.req.method,

@@ -1,7 +1,9 @@
 import type { Context } from 'hono'
 import { HTTPException } from 'hono/http-exception'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
+import { classify, sqlState } from '../db/pg-errors.js'
 import { AppError, type ErrorCode } from '../errors.js'
+import { redactText } from '../security/redact.js'
 import type { AppEnv } from './context.js'
 
 /** The only table from code to status. */
@@ -54,6 +56,9 @@ const TITLES: Partial<Record<number, string>> = {
   504: 'Gateway Timeout',
 }
 
+/** The database refused what a route had let pass: a gap in its checks, or somebody who looks for one. */
+const DENIED = '42501'
+
 /** Hono's own exceptions, by status. */
 const HONO_CODES: Partial<Record<number, ErrorCode>> = {
   400: 'invalid_request',
@@ -69,15 +74,14 @@ const HONO_CODES: Partial<Record<number, ErrorCode>> = {
 export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
   const known = toAppError(error)
   const status = STATUS[known.code]
-  if (status >= 500) {
-    c.var.log[status === 500 ? 'error' : 'warn'](
-      { err: known.code === 'internal' ? (known.cause ?? error) : known },
-      'request failed',
-    )
-  }
+  if (status === 500) c.var.log.error({ err: known.cause ?? error }, 'request failed')
+  else if (status > 500 || sqlState(known) === DENIED) logFailure(c, known)
   const headers = new Headers({ ...known.headers, 'content-type': 'application/problem+json' })
   if (known.retryAfterSeconds !== undefined)
     headers.set('retry-after', String(Math.max(1, known.retryAfterSeconds)))
+  // With a key a retry finds out what became of the change; without one it could make it twice.
+  else if (known.code === 'outcome_unknown' && c.req.header('idempotency-key') !== undefined)
+    headers.set('retry-after', '1')
   if (known.code === 'unauthenticated' && !headers.has('www-authenticate')) {
     headers.set('www-authenticate', 'Bearer realm="gary", error="invalid_token"')
   }
@@ -94,6 +98,16 @@ export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
     request_id: c.var.requestId,
   }
   return c.body(JSON.stringify(problem), status, Object.fromEntries(headers))
+}
+
+/** Without a stack: what a lost or slow database does is no fault in the code, and comes in thousands. */
+function logFailure(c: Context<AppEnv>, { code, cause }: AppError): void {
+  if (c.var.deadline?.ended === 'client_gone') c.var.log.info({ code }, 'the client went away')
+  // Refused by the circuit: its opening was logged, and the answer has a line of its own.
+  else if (cause instanceof Error) {
+    const reason = redactText(cause.message)
+    c.var.log.warn({ code, failure: classify(cause), sqlstate: sqlState(cause), reason }, 'request failed')
+  }
 }
 
 function toAppError(error: unknown): AppError {

@@ -95,6 +95,7 @@ export function reportRoutes(deps: ReportDeps) {
         const { format, raw, ...given } = c.req.valid('query')
         const days = daysOf(report, given)
         const { caller, correlation } = c.var
+        clearTimeout(c.var.deadlineTimer)
         await asCaller(
           db,
           caller,

@@ -107,6 +107,16 @@ describe('a flight', () => {
     expect(await trips(() => inTransaction(db, caller(7), async () => {}))).toBe(0)
   })
 
+  it('may name its caller twice, on a connection that has prepared nothing yet', async () => {
+    const fresh = guardedPool(url, { size: 1 })
+    const of = createDatabase(fresh)
+    const [row] = await inTransaction(of, caller(7), (tx) =>
+      asCaller(tx, caller(7), raw<{ me: string }>(ME, ['a'])),
+    )
+    expect(row?.me).toBe('7')
+    await fresh.end(100)
+  })
+
   it('prepares a text once a connection, and its identity with it', async () => {
     for (let round = 0; round < 5; round += 1) await asCaller(db, caller(round), raw(ME, [String(round)]))
     const prepared = await asApp(

@@ -7,7 +7,8 @@ import { SYSTEM, asApp, asCaller } from '../../src/db/as-caller.js'
 import { type Db, type Tx, createDatabase } from '../../src/db/database.js'
 import type { GuardedPool } from '../../src/db/guarded-pool.js'
 import { sqlState } from '../../src/db/pg-errors.js'
-import { type PoolSettings, budgetsFor } from '../../src/db/pool.js'
+import { budgetsFor } from '../../src/db/pool.js'
+import type { PostgresSettings } from '../../src/db/postgres-source.js'
 import { inTransaction, streamAsCaller } from '../../src/db/transaction.js'
 import { createPostgresDatabase, guardedPool } from '../engine.js'
 
@@ -40,7 +41,7 @@ afterEach(async () => {
   for (const listener of listeners) listener.close()
 })
 
-function open(settings: Partial<PoolSettings> = {}, at = url): Db {
+function open(settings: Partial<PostgresSettings> = {}, at = url): Db {
   const pool = guardedPool(at, { size: 1, ...settings })
   pools.push(pool)
   return createDatabase(pool)
@@ -148,7 +149,7 @@ describe('a transaction', () => {
     const db = open()
     const work = inTransaction(db, SYSTEM, (tx) => tx.executeQuery(raw('insert into things values (1, 99)')))
     const error = await work.catch(failure)
-    expect(error).toMatchObject({ code: 'conflict' })
+    expect(error).toMatchObject({ code: 'validation_failed' })
     expect(sqlState(error)).toBe('23503')
     expect(await stored()).toEqual([])
   })
