@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url'
 const root = fileURLToPath(new URL('..', import.meta.url))
 const BREAKER = 'src/resilience/circuit-breaker.ts'
 const POOL = 'src/db/guarded-pool.ts'
+const CONNECTION = 'src/db/guarded-connection.ts'
 const DRIVER = 'src/db/database.ts'
 
 /** `take` must be in the file exactly once; `leave` is what stands there instead. */
@@ -29,42 +30,42 @@ const GUARDS = [
   },
   {
     guard: 'a dirty client is destroyed',
-    file: POOL,
+    file: CONNECTION,
     take: "const clean = !this.#broken && this.#client.readyForQuery && this.#client.getTransactionStatus() === 'I'",
     leave: 'const clean = !this.#broken',
     test: 'postgres/guarded-pool',
   },
   {
     guard: 'a cancelled client is destroyed',
-    file: POOL,
+    file: CONNECTION,
     take: '    this.#cancelled = end\n    this.#broken = true\n',
     leave: '    this.#cancelled = end\n',
     test: 'postgres/circuit',
   },
   {
     guard: 'the query is cancelled on the server',
-    file: POOL,
+    file: CONNECTION,
     take: 'await cancelOnServer(this.#client, SETTLE_MS)',
     leave: '',
     test: 'postgres/circuit',
   },
   {
     guard: 'a server that does not answer the cancel loses the connection',
-    file: POOL,
+    file: CONNECTION,
     take: 'if (!this.#client.readyForQuery) this.#client.connection.stream.destroy()',
     leave: '',
     test: 'postgres/circuit',
   },
   {
     guard: 'what nobody waits for is not sent',
-    file: POOL,
+    file: CONNECTION,
     take: 'if (ended !== undefined) throw notWaitedFor(ended)',
     leave: '',
     test: 'postgres/circuit',
   },
   {
     guard: 'who went away does not count',
-    file: POOL,
+    file: CONNECTION,
     take: "if (this.#cancelled === 'client_gone') return 'ignored'",
     leave: '',
     test: 'postgres/circuit',
@@ -85,7 +86,7 @@ const GUARDS = [
   },
   {
     guard: 'a slow reader is no slow database',
-    file: POOL,
+    file: CONNECTION,
     take: "return this.#options.use === 'requests' && performance.now()",
     leave: 'return performance.now()',
     test: 'postgres/circuit',
