@@ -34,6 +34,16 @@ export default defineConfig({
       {
         test: {
           ...common,
+          testTimeout: 60_000,
+          name: 'faults',
+          include: ['test/faults/**/*.test.ts'],
+          // Each hurts a server, and times what follows.
+          fileParallelism: false,
+        },
+      },
+      {
+        test: {
+          ...common,
           testTimeout: 180_000,
           name: 'examples',
           include: ['test/examples/**/*.test.ts'],

@@ -67,7 +67,8 @@ export function guardedPools(
 ): { requests: GuardedPool; streams: GuardedPool } {
   return createPostgresSources({
     connection: connectionConfig({ url, ssl: 'disable', sslCa: undefined }),
-    size: 5,
+    // TEST_POOL_SIZE=1: whoever waits for a second connection while holding the first waits for ever.
+    size: Number(process.env['TEST_POOL_SIZE'] ?? 5),
     streams: { size: 2, budgets: budgetsFor(10_000) },
     budgets: budgetsFor(10_000),
     pooled: false,
