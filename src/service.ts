@@ -13,6 +13,7 @@ import type { Env } from './env.js'
 import { AppError, type ErrorCode } from './errors.js'
 import { ensureFirstOwner, ensureServiceUser, parseServiceKeys } from './first-start.js'
 import { createForcedCircuit } from './forced-circuit.js'
+import { startPruning } from './jobs/prune.js'
 import { type HealthState, databaseState } from './routes/health.js'
 import { createPasswords, hashingConcurrency } from './security/passwords.js'
 import { parseEncryptionKeys } from './security/secret-box.js'
@@ -53,6 +54,7 @@ export function createService(options: ServiceOptions) {
     maxConcurrent: hashingConcurrency(env.UV_THREADPOOL_SIZE),
   })
   const circuit = createForcedCircuit(source, log)
+  const stopPruning = startPruning(db, log)
   let phase: 'starting' | 'serving' | 'draining' = 'starting'
 
   /** From what is known already: neither a full pool nor a lost database can hold it up. */
@@ -135,6 +137,7 @@ export function createService(options: ServiceOptions) {
     drain: (): void => void (phase = 'draining'),
     end: async (timeoutMs: number): Promise<void> => {
       circuit.stop()
+      stopPruning()
       await Promise.all([source.end(timeoutMs), streamSource.end(timeoutMs)])
     },
   }

@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url'
 const root = fileURLToPath(new URL('..', import.meta.url))
 const BREAKER = 'src/resilience/circuit-breaker.ts'
 const POOL = 'src/db/guarded-pool.ts'
+const IDEMPOTENCY = 'src/routes/idempotency.ts'
 const CONNECTION = 'src/db/guarded-connection.ts'
 const DRIVER = 'src/db/database.ts'
 
@@ -232,7 +233,28 @@ const GUARDS = [
     test: 'resilience/circuit-breaker',
   },
   {
-    guard: 'forced audit is retried',
+    guard: 'one request at a time under an Idempotency-Key',
+    file: IDEMPOTENCY,
+    take: ' || !found.locked',
+    leave: '',
+    test: 'postgres/idempotency',
+  },
+  {
+    guard: 'another request under the same key is refused',
+    file: IDEMPOTENCY,
+    take: 'if (!hashes.includes(found.request_hash)) {',
+    leave: 'if (hashes.length === 0) {',
+    test: 'routes/idempotency',
+  },
+  {
+    guard: 'an answer that came between look and lock is found',
+    file: IDEMPOTENCY,
+    take: 'if (!(error instanceof AppError) || !MADE_BEFORE.has(error.code)) throw error',
+    leave: 'throw error',
+    test: 'postgres/idempotency',
+  },
+  {
+    guard: 'a forced circuit is audited past itself',
     file: 'src/forced-circuit.ts',
     take: 'source.connectPastCircuit()',
     leave: 'source.connect()',

@@ -72,6 +72,11 @@ export function forgetExpiredAnswer(tx: Tx, { caller, route, key }: AnswerId): C
     .where('created_at', '<=', sql<string>`now() - interval '24 hours'`)
 }
 
+/** Every caller's expired answers go; for JOBS. */
+export function pruneAnswers(db: Db): Compilable<unknown> {
+  return db.deleteFrom('idempotency_keys').where('created_at', '<=', sql<string>`now() - interval '24 hours'`)
+}
+
 /** 63 bits: two keys that share them by chance only answer `in_progress` while both are worked on. */
 function lockNumber({ caller, route, key }: AnswerId): string {
   const digest = createHash('sha256')
