@@ -198,11 +198,12 @@ describe('migrations on a real server', { timeout: 60_000 }, () => {
 
   it('lets no setting of one file reach the next one or the bookkeeping', async () => {
     const role = `${database}_role`
-    const settings = "SET search_path = ''; SET statement_timeout = 1; SET TIME ZONE 'Asia/Tokyo'"
+    // Long enough for the rest of its own file on a busy machine, and too short for the next one.
+    const settings = "SET search_path = ''; SET TIME ZONE 'Asia/Tokyo'; SET statement_timeout = 250"
     await addMigration('20260101000002_settings', `CREATE ROLE ${role}; SET ROLE ${role}; ${settings};`)
     await addMigration(
       '20260101000003_next',
-      'CREATE TABLE next AS SELECT current_user AS name FROM pg_sleep(0.1);',
+      'CREATE TABLE next AS SELECT current_user AS name FROM pg_sleep(0.5);',
     )
     try {
       expect((await migrate(options())).applied).toHaveLength(4)
