@@ -16,8 +16,9 @@ import { FAULTS, between, randomFrom } from './soak-faults.js'
 const MINUTES = Number(process.env['SOAK_MINUTES'])
 const SEED = Number(process.env['SOAK_SEED'])
 const LIVENESS = fileURLToPath(new URL('liveness.mjs', import.meta.url))
+const COLLECT_GARBAGE = fileURLToPath(new URL('collect-garbage.cjs', import.meta.url))
 const WARM_UP_MS = 20_000
-const MEASURE_MS = 10_000
+const SAMPLE_EVERY_MS = 60_000
 const CLIENTS = 8
 const BATCH_SIZE = 20
 const POOL_SIZE = 8
@@ -41,6 +42,7 @@ beforeAll(async () => {
   await proxy.open()
   service = await new Service(proxy.through(cluster.url(database)), {
     DATABASE_POOL_SIZE: String(POOL_SIZE),
+    NODE_OPTIONS: `--require=${COLLECT_GARBAGE}`,
   }).started()
   token = await service.login()
 })
@@ -57,15 +59,16 @@ interface Footprint {
   heapBytes: number
 }
 
-/** The least that it takes while the load runs: what garbage collection leaves. */
+/** What is held: without collecting first, the heap says when that was last done. */
 async function footprint(): Promise<Footprint> {
-  const least: Footprint = { rssBytes: Infinity, heapBytes: Infinity }
-  for (const until = performance.now() + MEASURE_MS; performance.now() < until; await sleep(50)) {
-    const { rss_bytes, heap_used_bytes } = (await detailed()).process
-    least.rssBytes = Math.min(least.rssBytes, rss_bytes)
-    least.heapBytes = Math.min(least.heapBytes, heap_used_bytes)
-  }
-  return least
+  const from = service.output.length
+  service.child.kill('SIGUSR2')
+  await eventually(
+    'the garbage is collected',
+    () => service.output.includes('garbage collected', from) || undefined,
+  )
+  const { rss_bytes: rssBytes, heap_used_bytes: heapBytes } = (await detailed()).process
+  return { rssBytes, heapBytes }
 }
 
 async function detailed() {
@@ -92,12 +95,14 @@ it(`${MINUTES} minutes of faults, seed ${SEED}: nothing acknowledged is lost, no
   const history = new History()
   const warming = load(history)
   await sleep(WARM_UP_MS)
-  const before = await footprint()
   await warming.stop()
+  const before = await footprint()
   const handlesBefore = await handles()
 
   const liveness = watchLiveness()
   const recoveries: { name: string; ms: number }[] = []
+  const samples: Footprint[] = []
+  let sampledAtMs = performance.now()
   const underFaults = load(history)
   for (const until = performance.now() + MINUTES * 60_000; performance.now() < until;) {
     const names = Object.keys(FAULTS)
@@ -110,14 +115,15 @@ it(`${MINUTES} minutes of faults, seed ${SEED}: nothing acknowledged is lost, no
       30_000,
     )
     recoveries.push({ name, ms: history.recoveredAfterMs(healedAtMs) })
+    if (performance.now() - sampledAtMs > SAMPLE_EVERY_MS) {
+      samples.push(await footprint())
+      sampledAtMs = performance.now()
+    }
     await sleep(between(random, 200, 2000))
   }
   await underFaults.stop()
   await eventually('the service is ready', () => service.isReady())
 
-  const healed = load(history)
-  const after = await footprint()
-  await healed.stop()
   const live = await liveness()
   let handlesAfter = await handles()
   const tooMany = (): boolean =>
@@ -128,11 +134,12 @@ it(`${MINUTES} minutes of faults, seed ${SEED}: nothing acknowledged is lost, no
     return tooMany() ? undefined : true
   }).catch(() => undefined)
 
+  const after = await footprint()
   const wrong = await history.check(cluster, database).then(
     () => null,
     (error: unknown) => error as Error,
   )
-  report(history, recoveries, live, { before, after }, { handlesBefore, handlesAfter })
+  report(history, recoveries, live, { before, samples, after }, { handlesBefore, handlesAfter })
   process.stdout.write(wrong === null ? 'lost: 0\n' : `LOST OR WRONG: ${wrong.message}\n`)
   if (wrong !== null) throw wrong
   expect(history.count('fail') + history.count('unknown'), 'the faults hit nothing').toBeGreaterThan(0)
@@ -171,7 +178,7 @@ function report(
   history: History,
   recoveries: { name: string; ms: number }[],
   live: { service: Liveness; control: Liveness },
-  memory: { before: Footprint; after: Footprint },
+  memory: { before: Footprint; samples: Footprint[]; after: Footprint },
   {
     handlesBefore,
     handlesAfter,
@@ -179,6 +186,8 @@ function report(
 ): void {
   const times = recoveries.map(({ ms }) => ms).toSorted((a, b) => a - b)
   const p99 = times[Math.floor(times.length * 0.99)] ?? 0
+  const series = (of: (footprint: Footprint) => number): string =>
+    `${megabytes(of(memory.before))} before, ${memory.samples.map((sample) => megabytes(of(sample))).join(' ')} each minute, ${megabytes(of(memory.after))} after`
   const lines = [
     `seed ${SEED}, ${MINUTES} minutes, ${recoveries.length} faults`,
     ...Object.keys(FAULTS).map((name) => {
@@ -188,7 +197,8 @@ function report(
     `changes: ${history.writes('ok')} acknowledged, ${history.writes('fail')} refused, ${history.writes('unknown')} unknown (${history.operations.length} requests)`,
     `recovery: worst ${(times.at(-1) ?? 0).toFixed(0)} ms, p99 ${p99.toFixed(0)} ms`,
     `liveness: p99 ${live.service.p99Ms.toFixed(0)} ms, max ${live.service.maxMs.toFixed(0)} ms, failed ${live.service.failed} of ${live.service.asked} (a bare server's: ${live.control.p99Ms.toFixed(0)}, ${live.control.maxMs.toFixed(0)})`,
-    `memory under load, MB: rss ${megabytes(memory.before.rssBytes)} before, ${megabytes(memory.after.rssBytes)} after; heap ${megabytes(memory.before.heapBytes)} before, ${megabytes(memory.after.heapBytes)} after`,
+    `heap held, MB: ${series(({ heapBytes }) => heapBytes)}`,
+    `rss, MB: ${series(({ rssBytes }) => rssBytes)}`,
     `handles at rest: ${handlesBefore.resources} before, ${handlesAfter.resources} after; open files: ${handlesBefore.files} before, ${handlesAfter.files} after`,
   ]
   process.stdout.write(`${lines.join('\n')}\n`)
