@@ -1,4 +1,4 @@
-import { randomUUID } from 'node:crypto'
+import { randomBytes, randomUUID } from 'node:crypto'
 import { tmpdir } from 'node:os'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Cluster } from './cluster.js'
@@ -56,6 +56,18 @@ describe('F19: the disk of the tables is full', () => {
         return refused.length >= 50 ? refused : undefined
       })
       for (const { retryAfter } of full) expect(retryAfter).toBeGreaterThanOrEqual(1)
+      // The load's clients repeat until they succeed; these are refused for good, and must not be there.
+      for (let index = 0; index < 10; index += 1) {
+        const id = `too-large-${index}`
+        const value = randomBytes(20_000).toString('hex')
+        const { status, body } = await service.request('PUT', `/v1/config/global/${id}`, {
+          token,
+          body: { value },
+          headers: { 'if-none-match': '*' },
+        })
+        expect([status, body.code]).toEqual([503, 'storage_full'])
+        load.history.add({ kind: 'entry', id, outcome: 'fail', detail: 'by the test' })
+      }
       for (const path of ['/v1/auth/session', '/v1/config/global/read'])
         expect((await reads(service, token, path)).filter(({ status }) => status !== 200)).toEqual([])
       expect(await service.isReady()).toBe(true)

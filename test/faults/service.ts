@@ -1,12 +1,18 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
-import { expect } from 'vitest'
+import { afterAll, expect } from 'vitest'
 import { eventually } from './eventually.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 export const PASSWORD = 'password-canary-1'
 export const OPERATIONS_TOKEN = 'operations-canary-1'
+
+/** A test that fails half way leaves its service running: none outlives the tests. */
+const running = new Set<ChildProcess>()
+afterAll(() => {
+  for (const child of running) child.kill('SIGKILL')
+})
 
 /** The built service as a process of its own, on a database that the test hurts. */
 export class Service {
@@ -37,6 +43,8 @@ export class Service {
     })
     for (const stream of [this.child.stdout, this.child.stderr])
       stream?.on('data', (chunk: Buffer) => (this.#output += chunk.toString()))
+    running.add(this.child)
+    this.child.once('exit', () => running.delete(this.child))
     this.exit = once(this.child, 'exit').then(([code]) => code as number | null)
   }
 

@@ -7,10 +7,11 @@ import { OPERATIONS_TOKEN, Service } from './service.js'
 let cluster: Cluster
 let service: Service
 let token: string
+let database: string
 
 beforeAll(async () => {
   cluster = await Cluster.create()
-  const database = await cluster.database()
+  database = await cluster.database()
   service = await new Service(cluster.url(database)).started()
   token = await service.login()
   // A row a day, for so many days that no buffer on the way swallows the report.
@@ -30,9 +31,9 @@ const streams = async () =>
   (await service.request('GET', '/health/detailed', { token: OPERATIONS_TOKEN })).body.streams
 
 /** Reads a report a kilobyte a second, until it is let go. */
-function slowReader(): { status: Promise<number>; leave(): void; bytes(): number } {
+function slowReader(from = service): { status: Promise<number>; leave(): void; bytes(): number } {
   let bytes = 0
-  const request = http.get(`${service.base}/v1/reports/logins-per-day?format=ndjson&from=1700-01-01`, {
+  const request = http.get(`${from.base}/v1/reports/logins-per-day?format=ndjson&from=1700-01-01`, {
     headers: { authorization: `Bearer ${token}` },
     agent: false,
   })
@@ -89,5 +90,16 @@ describe('a reader of a kilobyte a second', () => {
     const next = slowReader()
     expect(await next.status).toBe(200)
     next.leave()
+  })
+
+  it('does not hold up the end of the process: exit code 0 within the drain time', async () => {
+    const ending = await new Service(cluster.url(database)).started()
+    const reader = slowReader(ending)
+    expect(await reader.status).toBe(200)
+    const startedAt = performance.now()
+    await ending.stop()
+    // DRAIN_SECONDS of service.ts, and half a second for the process to end.
+    expect(performance.now() - startedAt).toBeLessThan(4500)
+    reader.leave()
   })
 })
