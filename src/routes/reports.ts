@@ -1,6 +1,5 @@
 import { createRoute, z } from '@hono/zod-openapi'
 import { stringify } from 'csv-stringify/sync'
-import { stream } from 'hono/streaming'
 import { asCaller } from '../db/as-caller.js'
 import { recordEvent } from '../db/audit.js'
 import type { Db } from '../db/database.js'
@@ -9,6 +8,7 @@ import { streamAsCaller } from '../db/transaction.js'
 import { AppError, notFound } from '../errors.js'
 import { requireCaller, requireRight } from './caller.js'
 import { json, problems } from './schemas.js'
+import { streamed } from './streamed.js'
 import { createRouter } from './validate.js'
 
 export interface ReportDeps {
@@ -95,7 +95,11 @@ export function reportRoutes(deps: ReportDeps) {
         const { format, raw, ...given } = c.req.valid('query')
         const days = daysOf(report, given)
         const { caller, correlation } = c.var
-        clearTimeout(c.var.deadlineTimer)
+        c.header('content-type', CONTENT_TYPES[format])
+        c.header('x-row-limit', String(ROW_CAP))
+        // Answered as a GET would be, of which nothing but the head is sent: no rows, and nothing to audit.
+        if (c.req.method === 'HEAD') return c.body(null) as never
+        c.var.deadlineTimer.stop()
         await asCaller(
           db,
           caller,
@@ -118,19 +122,7 @@ export function reportRoutes(deps: ReportDeps) {
         // The first batch decides the status: what fails here is still a problem document.
         const first = await rows.next()
         const pieces = encode(report, format, raw === 'true', first, rows)
-        c.header('content-type', CONTENT_TYPES[format])
-        c.header('x-row-limit', String(ROW_CAP))
-        return stream(
-          c,
-          async (out) => {
-            out.onAbort(() => void rows.return(undefined))
-            for await (const piece of pieces) await out.write(piece)
-          },
-          async (error) => {
-            c.var.log.error({ err: error }, 'report aborted')
-            throw error
-          },
-        ) as never
+        return streamed(c, pieces, () => rows.return(undefined)) as never
       },
     )
 }
@@ -182,7 +174,6 @@ async function* encode(
     count += rows.length
     if (batch.value.length > rows.length) break
   }
-  await rest.return(undefined)
   if (format === 'json') yield `],"row_count":${count}}`
 }
 
