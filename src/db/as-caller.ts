@@ -1,4 +1,5 @@
 import type { Compilable, CompiledQuery } from 'kysely'
+import { retryingConflicts } from './conflicts.js'
 import type { Deadline } from './deadline.js'
 import type { Db, RequestQuery } from './database.js'
 import type { Statement } from './flight.js'
@@ -48,16 +49,18 @@ export const JOBS: Caller = { ...SYSTEM, databaseRole: 'gary_jobs', role: 'jobs'
  * the identity fails. Rejects with an AppError that keeps the database's own as `cause`.
  */
 export async function asCaller<R>(db: Db, caller: Caller, query: Compilable<R>): Promise<R[]> {
-  const identified: RequestQuery<R> = { ...query.compile(), caller, deadline: caller.deadline }
-  const { rows } = await db.executeQuery<R>(identified)
-  return rows
+  return await run(db, { ...query.compile(), caller, deadline: caller.deadline })
 }
 
 /** One statement as gary_app: before it is known who asks (credentials, sessions by hash, throttle). */
 export async function asApp<R>(db: Db, query: Compilable<R>, deadline?: Deadline): Promise<R[]> {
-  const waited: RequestQuery<R> = { ...query.compile(), deadline }
-  const { rows } = await db.executeQuery<R>(waited)
-  return rows
+  return await run(db, { ...query.compile(), deadline })
+}
+
+/** Outside a transaction a statement is one, and what a deadlock undid is tried again. */
+async function run<R>(db: Db, query: RequestQuery<R>): Promise<R[]> {
+  const execute = async (): Promise<R[]> => (await db.executeQuery<R>(query)).rows
+  return db.isTransaction ? await execute() : await retryingConflicts(execute)
 }
 
 /** As policies and audit rows spell it: `user:7`, `api_key:3`, `system`. */

@@ -16,7 +16,7 @@ import type { Deadline } from './deadline.js'
 import { createRetry, type Retry } from '../resilience/retry.js'
 import { type Caller, identityStatement } from './as-caller.js'
 import type { Statement } from './flight.js'
-import { classify, toAppError, wasNeverSent } from './pg-errors.js'
+import { classify, meaningOf, toAppError, wasNeverSent } from './pg-errors.js'
 import type { ConnectionSource, Result, SourceConnection } from './source.js'
 import type { DB } from './types.js'
 
@@ -60,7 +60,8 @@ class SourceDriver implements Driver {
   async init(): Promise<void> {}
 
   async acquireConnection(): Promise<SourceDatabaseConnection> {
-    return new SourceDatabaseConnection(this.#source, this.#retry, await this.#source.connect())
+    // Connects with its first query, which knows how long it may take.
+    return new SourceDatabaseConnection(this.#source, this.#retry)
   }
 
   async beginTransaction(connection: SourceDatabaseConnection, settings: TransactionSettings): Promise<void> {
@@ -88,23 +89,27 @@ const ROLLBACK: Statement = { text: 'rollback', values: [], name: undefined }
 class SourceDatabaseConnection implements DatabaseConnection {
   readonly #source: Source
   readonly #retry: Retry
-  #connection: SourceConnection
+  #connection: SourceConnection | undefined
   /** BEGIN and identity travel with the first statement that follows them. */
   #ahead: Statement[] = []
   #inTransaction = false
+  /** Anything was sent since begin(). */
+  #started = false
+  /** The connection failed so that nothing more can be asked of it. */
+  #broken = false
   /** Of the request that this connection is checked out for. */
   #deadline: Deadline | undefined
 
-  constructor(source: Source, retry: Retry, connection: SourceConnection) {
+  constructor(source: Source, retry: Retry) {
     this.#source = source
     this.#retry = retry
-    this.#connection = connection
   }
 
   begin(settings: TransactionSettings): void {
     const text = `begin${settings.accessMode === 'read only' ? ' read only' : ''}`
     this.#ahead.push({ text, values: [], name: text })
     this.#inTransaction = true
+    this.#started = false
   }
 
   async executeQuery<R>(query: CompiledQuery | RequestQuery): Promise<QueryResult<R>> {
@@ -122,7 +127,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
       name: statementName(query.sql),
       writes: writes(query.query),
     }
-    const first = !this.#inTransaction || ahead.length > 0
+    const first = !this.#inTransaction || !this.#started
     return toQueryResult<R>(await this.#execute([...ahead, ...identity, statement], first))
   }
 
@@ -130,10 +135,14 @@ class SourceDatabaseConnection implements DatabaseConnection {
   async #execute(statements: Statement[], first: boolean): Promise<Result> {
     const open = !this.#inTransaction && statements.at(-1)?.writes === true
     try {
-      if (!first) return await this.#connection.execute(statements, this.#deadline)
+      const connection = await this.#connected()
+      this.#started = true
+      if (!first) return await connection.execute(statements, this.#deadline)
       return await this.#onceMore(statements, open)
     } catch (error) {
-      throw toAppError(error, classify(error), open ? 'open' : 'none')
+      const name = classify(error)
+      this.#broken = meaningOf(name).destroy
+      throw toAppError(error, name, open ? 'open' : 'none')
     }
   }
 
@@ -146,8 +155,8 @@ class SourceDatabaseConnection implements DatabaseConnection {
     let failed = false
     return await this.#retry.run(
       async () => {
-        if (failed) await this.#reconnect()
-        return await this.#connection.execute(sent, this.#deadline)
+        if (failed) this.#giveBack()
+        return await (await this.#connected()).execute(sent, this.#deadline)
       },
       (error) => {
         const failure = classify(error)
@@ -159,19 +168,24 @@ class SourceDatabaseConnection implements DatabaseConnection {
     )
   }
 
-  async #reconnect(): Promise<void> {
-    this.#connection.release()
-    this.#connection = RELEASED
-    this.#connection = await this.#source.connect()
+  async #connected(): Promise<SourceConnection> {
+    return (this.#connection ??= await this.#source.connect(this.#deadline))
+  }
+
+  #giveBack(): void {
+    this.#connection?.release()
+    this.#connection = undefined
   }
 
   async *streamQuery<R>(query: CompiledQuery, batchSize = 500): AsyncIterableIterator<QueryResult<R>> {
     const ahead = this.#ahead
     this.#ahead = []
     try {
+      const connection = await this.#connected()
+      this.#started = true
       if (ahead.length > 0) await this.#onceMore(ahead, false)
       const statement = { text: query.sql, values: query.parameters, name: undefined }
-      for await (const rows of this.#connection.stream(statement, batchSize, this.#deadline))
+      for await (const rows of (this.#connection ?? connection).stream(statement, batchSize, this.#deadline))
         yield { rows: rows as R[] }
     } catch (error) {
       throw toAppError(error, classify(error), 'none')
@@ -179,12 +193,14 @@ class SourceDatabaseConnection implements DatabaseConnection {
   }
 
   async commit(): Promise<void> {
-    if (!this.#started()) return
+    if (!this.#started) return
     let result: Result
     try {
-      result = await this.#connection.execute([COMMIT], this.#deadline)
+      result = await (await this.#connected()).execute([COMMIT], this.#deadline)
     } catch (error) {
-      throw toAppError(error, classify(error), 'open')
+      const name = classify(error)
+      this.#broken = meaningOf(name).destroy
+      throw toAppError(error, name, 'open')
     }
     this.#inTransaction = false
     if (result.command === 'ROLLBACK') {
@@ -194,34 +210,22 @@ class SourceDatabaseConnection implements DatabaseConnection {
     }
   }
 
-  /** Never throws: the first error is the one to tell, and a client still in a transaction is destroyed. */
+  /**
+   * Never throws: the first error is the one to tell, and a client still in a transaction is destroyed. To one that
+   * answers no more nothing is sent: it would only be waited for once more.
+   */
   async rollback(): Promise<void> {
-    if (!this.#started()) return
+    if (!this.#started || this.#broken) return
     try {
-      await this.#connection.execute([ROLLBACK], this.#deadline)
+      await this.#connection?.execute([ROLLBACK], this.#deadline)
     } catch {
       return
     }
   }
 
-  #started(): boolean {
-    const started = this.#inTransaction && this.#ahead.length === 0
-    this.#ahead = []
-    return started
-  }
-
   release(): void {
-    this.#connection.release()
+    this.#giveBack()
   }
-}
-
-/** Where a connection was given back and no other one came in its place. */
-const RELEASED: SourceConnection = {
-  execute: () => Promise.reject(new Error('Connection terminated')),
-  stream: () => {
-    throw new Error('Connection terminated')
-  },
-  release: () => {},
 }
 
 function toQueryResult<R>(result: Result): QueryResult<R> {

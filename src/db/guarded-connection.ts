@@ -224,7 +224,8 @@ function unnamed(text: string, values: readonly unknown[]): Statement {
   return { text, values, name: undefined }
 }
 
-function notWaitedFor(end: DeadlineEnd, cause?: unknown): AppError {
+/** Why an answer is not waited for any longer; nothing was changed. */
+export function notWaitedFor(end: DeadlineEnd, cause?: unknown): AppError {
   const message =
     end === 'expired'
       ? 'The request took too long and was stopped; nothing was changed.'

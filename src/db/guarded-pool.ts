@@ -2,7 +2,8 @@ import type { Pool, PoolClient } from 'pg'
 import { AppError } from '../errors.js'
 import type { Permit } from '../resilience/circuit-breaker.js'
 import type { Availability } from './availability.js'
-import { type ConnectionOptions, GuardedConnection } from './guarded-connection.js'
+import type { Deadline, DeadlineEnd } from './deadline.js'
+import { type ConnectionOptions, GuardedConnection, notWaitedFor } from './guarded-connection.js'
 import { classifyConnect, meaningOf, outcomeOf, toAppError } from './pg-errors.js'
 import { isExpired } from './pool.js'
 import type { ConnectionSource, SourceConnection, SourceHealth } from './source.js'
@@ -38,10 +39,11 @@ export class GuardedPool implements ConnectionSource {
     pool.on('connect', (client) => this.#madeAtMs.set(client as PoolClient, performance.now()))
   }
 
-  async connect(): Promise<SourceConnection> {
+  async connect(deadline?: Deadline): Promise<SourceConnection> {
     if (this.#ending) throw draining()
+    if (deadline?.ended !== undefined) throw notWaitedFor(deadline.ended)
     const { breaker } = this.#availability
-    return await this.#connect(breaker.admit(this.#options.use === 'streams' ? 'no_probe' : 'call'))
+    return await this.#connect(breaker.admit(this.#options.use === 'streams' ? 'no_probe' : 'call'), deadline)
   }
 
   async connectPastCircuit(): Promise<SourceConnection> {
@@ -49,10 +51,10 @@ export class GuardedPool implements ConnectionSource {
     return await this.#connect(undefined)
   }
 
-  async #connect(permit: Permit | undefined): Promise<SourceConnection> {
+  async #connect(permit: Permit | undefined, deadline?: Deadline): Promise<SourceConnection> {
     let client: PoolClient
     try {
-      client = await this.#client()
+      client = await this.#client(deadline)
     } catch (error) {
       throw this.#notConnected(error, permit)
     }
@@ -73,8 +75,9 @@ export class GuardedPool implements ConnectionSource {
   }
 
   /** pg-pool strands its waiters when it ends, so each waits for that as well; its own time limit leaves onConnect out. */
-  #client(): Promise<PoolClient> {
+  #client(deadline: Deadline | undefined): Promise<PoolClient> {
     return new Promise((resolve, reject) => {
+      const stop = (end: DeadlineEnd): void => refuse(notWaitedFor(end))
       const late = setTimeout(
         () => settle(() => reject(new Error('timeout expired while a new connection was checked'))),
         this.#options.acquireMs + 100,
@@ -83,10 +86,12 @@ export class GuardedPool implements ConnectionSource {
       const settle = (how: () => void): boolean => {
         if (!this.#waiters.delete(refuse)) return false
         clearTimeout(late)
+        deadline?.forget(stop)
         how()
         return true
       }
       this.#waiters.add(refuse)
+      deadline?.listen(stop)
       this.#pool.connect().then(
         (client) => {
           if (!settle(() => resolve(client))) client.release(true)

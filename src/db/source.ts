@@ -35,7 +35,8 @@ export interface SourceHealth {
 
 /** Where connections come from: guarded-pool.ts for PostgreSQL, memory.ts for pg-mem. */
 export interface ConnectionSource {
-  connect(): Promise<SourceConnection>
+  /** Waits no longer than the deadline for one. */
+  connect(deadline?: Deadline): Promise<SourceConnection>
   /** The same past the circuit: for what must be tried whatever its state. */
   connectPastCircuit(): Promise<SourceConnection>
   health(): SourceHealth

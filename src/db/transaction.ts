@@ -1,11 +1,7 @@
-import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery } from 'kysely'
 import { type Caller, identityOnly } from './as-caller.js'
+import { retryingConflicts } from './conflicts.js'
 import type { Db, Tx } from './database.js'
-import { classify } from './pg-errors.js'
-
-/** Serialization failures and deadlocks are the database's request to try again: so often at most. */
-const MAX_ATTEMPTS = 3
 
 /**
  * Several statements under one caller's identity, all or nothing. BEGIN and identity travel with the
@@ -14,17 +10,13 @@ const MAX_ATTEMPTS = 3
  * with `outcome_unknown`.
  */
 export async function inTransaction<T>(db: Db, caller: Caller, work: (tx: Tx) => Promise<T>): Promise<T> {
-  for (let attempt = 1; ; attempt += 1) {
-    try {
-      return await db.transaction().execute(async (tx) => {
+  return await retryingConflicts(
+    async () =>
+      await db.transaction().execute(async (tx) => {
         await tx.executeQuery(identityOnly(caller, CompiledQuery.raw('')))
         return await work(tx)
-      })
-    } catch (error) {
-      if (classify(error) !== 'serialization' || attempt === MAX_ATTEMPTS) throw error
-      await sleep(Math.random() * 50 * attempt)
-    }
-  }
+      }),
+  )
 }
 
 /**
