@@ -2,7 +2,9 @@ import type { Compilable } from 'kysely'
 import { asApp } from './db/as-caller.js'
 import { type Correlation, recordSystemEvent } from './db/audit.js'
 import { createDatabase } from './db/database.js'
+import { PASSING, sqlState } from './db/pg-errors.js'
 import type { ConnectionSource } from './db/source.js'
+import { AppError } from './errors.js'
 import type { Log } from './routes/context.js'
 
 export type ForcedState = 'open' | 'closed' | 'auto'
@@ -24,17 +26,22 @@ export function createForcedCircuit(source: ConnectionSource, log: Log) {
   async function flush(): Promise<void> {
     if (flushing) return
     flushing = true
-    try {
-      for (let [next] = pending; next !== undefined; [next] = pending) {
-        await asApp(db, next)
-        pending.shift()
-      }
-    } catch {
+    for (let [next] = pending; next !== undefined; [next] = pending) {
+      const error = await asApp(db, next).then(
+        () => undefined,
+        (error: unknown) => error,
+      )
       // The failure is counted where the connection is; the command itself is in the log already.
-      retry = setTimeout(() => void flush(), RETRY_MS).unref()
-    } finally {
-      flushing = false
+      if (error instanceof AppError && PASSING.has(error.code)) {
+        retry = setTimeout(() => void flush(), RETRY_MS).unref()
+        break
+      }
+      // A unique violation is its own row, of an attempt whose answer was lost.
+      if (error !== undefined && sqlState(error) !== '23505')
+        log.error({ err: error }, 'a forced circuit could not be audited')
+      pending.shift()
     }
+    flushing = false
   }
 
   return {

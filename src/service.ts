@@ -6,11 +6,11 @@ import { type HttpBindings, createAdaptorServer } from '@hono/node-server'
 import { type AppDeps, createApp } from './app.js'
 import { asApp } from './db/as-caller.js'
 import { createDatabase } from './db/database.js'
-import { classify, explainConnectFailure, meaningOf } from './db/pg-errors.js'
+import { PASSING, classify, explainConnectFailure, meaningOf } from './db/pg-errors.js'
 import { safetyFaults } from './db/safety.js'
 import type { ConnectionSource } from './db/source.js'
 import type { Env } from './env.js'
-import { AppError, type ErrorCode } from './errors.js'
+import { AppError } from './errors.js'
 import { ensureFirstOwner, ensureServiceUser, parseServiceKeys } from './first-start.js'
 import { createForcedCircuit } from './forced-circuit.js'
 import { startPruning } from './jobs/prune.js'
@@ -35,14 +35,6 @@ export interface ServiceOptions {
 
 /** How old the database's last answer may be for the service to count as ready. */
 const ANSWER_MAX_AGE_MS = 10_000
-/** What a database that is not there yet, or busy, answers with; all else is a fault that waiting does not cure. */
-const PASSING = new Set<ErrorCode>([
-  'unavailable',
-  'pool_exhausted',
-  'storage_full',
-  'deadline_exceeded',
-  'outcome_unknown',
-])
 
 /** The app over its sources, and what brings it to readiness; nothing is listened on yet. */
 export function createService(options: ServiceOptions) {
@@ -85,13 +77,13 @@ export function createService(options: ServiceOptions) {
     sessionIdleSeconds: env.SESSION_IDLE_MINUTES * 60,
   }
 
-  /** Tries until the database is there; rejects when serving from it would be unsafe. */
-  async function becomeReady(signal: AbortSignal): Promise<void> {
+  /** Tries until the database is there; false when it was told to stop. Rejects when serving from it would be unsafe. */
+  async function becomeReady(signal: AbortSignal): Promise<boolean> {
     for (let attempt = 0; !signal.aborted; attempt += 1) {
       try {
         await prepare()
         phase = phase === 'starting' ? 'serving' : phase
-        return
+        return phase === 'serving'
       } catch (error) {
         if (!(error instanceof AppError) || !PASSING.has(error.code)) throw error
         if (meaningOf(classify(error)).breaker === 'failure') {
@@ -105,6 +97,7 @@ export function createService(options: ServiceOptions) {
         }
       }
     }
+    return false
   }
 
   async function prepare(): Promise<void> {

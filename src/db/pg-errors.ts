@@ -134,6 +134,7 @@ const MEANINGS = {
   own_side: {
     breaker: 'ignored',
     destroy: true,
+    unanswered: true,
     code: 'unavailable',
     message: 'The service cannot open another database connection at the moment.',
     retryAfterSeconds: 1,
@@ -234,6 +235,8 @@ const SYSTEM_CODES: Record<string, FailureClass> = {
   ENFILE: 'own_side',
   ENOBUFS: 'own_side',
   ENOMEM: 'own_side',
+  EIO: 'own_side',
+  EPERM: 'own_side',
 }
 
 /** OpenSSL's verdicts on a certificate, as Node names them (manual of node:tls, X509 certificate error codes). */
@@ -301,6 +304,15 @@ const POOLER_MESSAGES: [RegExp, FailureClass][] = [
   [/transaction timeout/, 'transaction_timeout'],
   [/prepared statement (did not exist|name is already in use)/, 'plan_gone'],
 ]
+
+/** What a database that is not there, or busy, answers with; all else is a fault that waiting does not cure. */
+export const PASSING: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'unavailable',
+  'pool_exhausted',
+  'storage_full',
+  'deadline_exceeded',
+  'outcome_unknown',
+])
 
 /** The class an AppError was made with, which its cause alone would not tell (connecting, cancelling). */
 const classes = new WeakMap<AppError, FailureClass>()
