@@ -46,10 +46,15 @@ export function limitsOf(env: Env): Limits {
     ['DATABASE_LOCK_MS', budgets.lockMs],
     ['DATABASE_STATEMENT_MS', budgets.statementMs],
   ])
+  const slowMs = env.BREAKER_SLOW_MS ?? Math.min(inner.acquireMs, budgets.queryMs - 1)
+  assertOrder([
+    ['BREAKER_SLOW_MS', slowMs],
+    ['DATABASE_QUERY_MS', budgets.queryMs],
+  ])
   return {
     budgets,
     requestMs,
-    slowMs: env.BREAKER_SLOW_MS ?? inner.acquireMs,
+    slowMs,
     breaker: {
       failureRate: env.BREAKER_FAILURE_PERCENT / 100,
       slowRate: env.BREAKER_SLOW_PERCENT / 100,

@@ -111,8 +111,7 @@ async function runService(
   )
   log.info({ port: serving.port }, 'listening')
   stopOnSignal(serving, env, afterStop)
-  await serving.ready
-  log.info({}, 'ready')
+  if (await serving.ready) log.info({}, 'ready')
 }
 
 function stopOnSignal(serving: Serving, env: Env, afterStop: () => Promise<void>): void {

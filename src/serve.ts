@@ -18,8 +18,8 @@ const LOGGED_ATTEMPTS = 200
 
 export interface Serving {
   port: number
-  /** Settles when the service is ready; rejects when it must not serve. */
-  ready: Promise<void>
+  /** True when the service is ready, false when it was stopped before; rejects when it must not serve. */
+  ready: Promise<boolean>
   /** Drains and ends within DRAIN_SECONDS, whatever the database does. */
   stop(): Promise<void>
 }

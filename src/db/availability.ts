@@ -140,7 +140,8 @@ export class Availability {
   }
 
   #changed(event: BreakerEvent): void {
-    if (event.to === 'open') {
+    // After stop() a late failure may still open it; nobody looks for the database any more.
+    if (event.to === 'open' && !this.#stopping.signal.aborted) {
       // With no room for new connections, or none allowed, those that are there are the ones that work.
       if (this.#lastError !== null && LOSSES.has(this.#lastError.class)) this.#onLost()
       void this.#lookUntilBack()

@@ -17,11 +17,11 @@ import { isWellFormedText } from '../security/well-formed-text.js'
 import { eventSchema, readEvent, readTime } from './audit-event.js'
 import { requireCaller, requireRight } from './caller.js'
 import { decodeCursor, encodeCursor, limit } from './cursor.js'
+import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { json, problems, timestamp } from './schemas.js'
-import { createRouter, refuseKeyOnEvents, jsonBody, jsonText } from './validate.js'
+import { createRouter, jsonBody, jsonText } from './validate.js'
 
-export interface AuditDeps {
-  db: Db
+export interface AuditDeps extends IdempotencyDeps {
   sessionIdleSeconds: number
 }
 
@@ -96,12 +96,8 @@ export function auditRoutes(deps: AuditDeps) {
         method: 'post',
         path: '/v1/audit/events',
         summary: 'Append one event, or an array of up to 1000; idempotent by event_id',
-        middleware: [
-          requireCaller(deps),
-          requireRight('audit:write', ROLES),
-          refuseKeyOnEvents,
-          jsonBody('audit'),
-        ],
+        middleware: [requireCaller(deps), requireRight('audit:write', ROLES), jsonBody('audit')],
+        parameters: [idempotencyKey],
         request: {
           query: z.strictObject({ partial: z.enum(['true', 'false']).optional() }),
           body: {
@@ -154,8 +150,11 @@ export function auditRoutes(deps: AuditDeps) {
           }))
           throw new AppError('validation_failed', 'Nothing was stored: some events do not fit.', { errors })
         }
-        const outcome = await append(db, c.var.caller, good)
-        return c.json({ ...outcome, ...(partial ? { rejected } : {}) }, 201)
+        // Events are idempotent by their ids; a key covers those whose sender gave them none.
+        return await idempotent(c, deps, async (db) => {
+          const outcome = await append(db, c.var.caller, good)
+          return c.json({ ...outcome, ...(partial ? { rejected } : {}) }, 201)
+        })
       },
     )
     .openapi(

@@ -74,7 +74,8 @@ async function identifySession(deps: CallerDeps, c: Context<AppEnv>, token: stri
     c.var.deadline,
   )
   if (session === undefined) throw invalidCredential()
-  if (session.due) await asApp(deps.db, touchSession(deps.db, session.session_id))
+  if (session.due)
+    await remember(c, asApp(deps.db, touchSession(deps.db, session.session_id), c.var.deadline))
   c.set('session', session)
   c.set('caller', userCaller(session, session.session_id, c.var.deadline))
 }
@@ -82,7 +83,7 @@ async function identifySession(deps: CallerDeps, c: Context<AppEnv>, token: stri
 async function identifyKey(deps: CallerDeps, c: Context<AppEnv>, key: string): Promise<void> {
   const [holder] = await asApp(deps.db, keyByHash(deps.db, hashToken(key)), c.var.deadline)
   if (holder === undefined) throw invalidCredential()
-  if (holder.due) await asApp(deps.db, touchKey(deps.db, holder.key_id))
+  if (holder.due) await remember(c, asApp(deps.db, touchKey(deps.db, holder.key_id), c.var.deadline))
   c.set('caller', {
     databaseRole: 'gary_caller',
     userId: holder.user_id,
@@ -94,6 +95,11 @@ async function identifyKey(deps: CallerDeps, c: Context<AppEnv>, key: string): P
     onBehalfOf: null,
     deadline: c.var.deadline,
   })
+}
+
+/** When a credential was used last is no part of the answer: who reads is not refused because it cannot be written. */
+async function remember(c: Context<AppEnv>, touch: Promise<unknown>): Promise<void> {
+  await touch.catch((error: unknown) => c.var.log.warn({ err: error }, 'the last use was not written down'))
 }
 
 /** The caller that a signed-in user is. */

@@ -21,8 +21,8 @@ export interface AppEnv {
     log: Log
     /** How long this request is worked on; part of its caller. */
     deadline: Deadline
-    /** Ends the deadline; refreshed when the body is there, cleared for streams. */
-    deadlineTimer: NodeJS.Timeout
+    /** Ends the deadline. Stands still while a body arrives, and for streams. */
+    deadlineTimer: DeadlineTimer
     caller: Caller
     /** Only behind requireCaller and for a session's own routes. */
     session: SessionUser
@@ -33,6 +33,12 @@ export interface AppEnv {
     incoming?: { socket?: { remoteAddress?: string } }
     outgoing?: { once(event: 'close', listener: () => void): unknown }
   }
+}
+
+export interface DeadlineTimer {
+  stop(): void
+  /** The whole time once more. */
+  restart(): void
 }
 
 const CORRELATION_ID = /^[A-Za-z0-9._:-]{1,128}$/
@@ -63,7 +69,7 @@ export function requestContext(log: Log, requestMs: number): MiddlewareHandler<A
     c.set('correlation', correlation)
     c.set('log', log.child({ request_id: requestId }))
     const deadline = new Deadline()
-    const timer = setTimeout(() => deadline.end('expired'), requestMs).unref()
+    const timer = timerOf(deadline, requestMs)
     c.set('deadline', deadline)
     c.set('deadlineTimer', timer)
     // After the answer it comes too, and finds nobody listening.
@@ -80,7 +86,7 @@ export function requestContext(log: Log, requestMs: number): MiddlewareHandler<A
     c.header('cache-control', 'private, no-cache')
     c.header('x-content-type-options', 'nosniff')
     await next()
-    clearTimeout(timer)
+    timer.stop()
     c.var.log.info(
       {
         method: c.req.method,
@@ -96,4 +102,16 @@ export function requestContext(log: Log, requestMs: number): MiddlewareHandler<A
 /** An IPv4 address that arrived on a dual-stack socket is an IPv4 address. */
 function remoteAddress(address: string | undefined): string | null {
   return address?.replace(/^::ffff:(?=\d+\.)/, '') ?? null
+}
+
+function timerOf(deadline: Deadline, requestMs: number): DeadlineTimer {
+  const start = () => setTimeout(() => deadline.end('expired'), requestMs).unref()
+  let timer = start()
+  return {
+    stop: () => clearTimeout(timer),
+    restart() {
+      clearTimeout(timer)
+      timer = start()
+    },
+  }
 }

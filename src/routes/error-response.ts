@@ -72,7 +72,7 @@ const HONO_CODES: Partial<Record<number, ErrorCode>> = {
  * it. The one place that logs: what is our fault or the database's, once, with its cause.
  */
 export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
-  const known = toAppError(error)
+  const known = asRead(toAppError(error), c)
   const status = STATUS[known.code]
   if (status === 500) c.var.log.error({ err: known.cause ?? error }, 'request failed')
   else if (status > 500 || sqlState(known) === DENIED) logFailure(c, known)
@@ -108,6 +108,16 @@ function logFailure(c: Context<AppEnv>, { code, cause }: AppError): void {
     const reason = redactText(cause.message)
     c.var.log.warn({ code, failure: classify(cause), sqlstate: sqlState(cause), reason }, 'request failed')
   }
+}
+
+/** A read that tells the audit trail of itself may leave that open; of what was asked for nothing is. */
+function asRead(error: AppError, c: Context<AppEnv>): AppError {
+  if (error.code !== 'outcome_unknown' || (c.req.method !== 'GET' && c.req.method !== 'HEAD')) return error
+  const { cause } = error
+  return new AppError('unavailable', 'The connection was lost before the answer.', {
+    cause,
+    retryAfterSeconds: 1,
+  })
 }
 
 function toAppError(error: unknown): AppError {

@@ -3,7 +3,7 @@ import type { Context, MiddlewareHandler } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { z } from 'zod'
-import { AppError, validationFailed } from '../errors.js'
+import { AppError } from '../errors.js'
 import { type ReplacedText, parseJson, parseJsonReplacing, stringifyJson } from '../security/json-text.js'
 import { type JsonTree, toPointer } from '../security/json-tree.js'
 import type { AppEnv } from './context.js'
@@ -57,13 +57,14 @@ export function jsonBody(mode: 'strict' | 'audit' | 'optional'): MiddlewareHandl
   })
   return async function jsonBody(c, next) {
     if (c.req.method === 'GET' || c.req.method === 'HEAD' || c.req.method === 'DELETE') return await next()
+    // A slow line is not slow work; how long a body may take is Node's requestTimeout to say.
+    c.var.deadlineTimer.stop()
     const readBody = async (): Promise<void> => {
       const bytes = await c.req.arrayBuffer().catch((error: unknown) => {
         // Nobody is there to read this answer; it keeps a client's going away out of the errors.
         throw new AppError('invalid_request', 'The body did not arrive whole.', { cause: error })
       })
-      // A slow line is not slow work.
-      c.var.deadlineTimer.refresh()
+      c.var.deadlineTimer.restart()
       if (bytes.byteLength === 0 && c.req.header('content-type') === undefined) {
         if (mode === 'optional') return await next()
         throw new AppError('invalid_request', 'The body is empty.')
@@ -116,14 +117,6 @@ export function jsonTree(c: Context<AppEnv>, tree: JsonTree, status: ContentfulS
 /** The same for a text that is JSON already. */
 export function jsonText(c: Context<AppEnv>, text: string, status: ContentfulStatusCode): never {
   return c.body(text, status, { 'content-type': 'application/json' }) as never
-}
-
-/** Events carry an id of their own that does the same: a second key would be accepted and mean nothing. */
-export const refuseKeyOnEvents: MiddlewareHandler<AppEnv> = async function refuseKeyOnEvents(c, next) {
-  if (c.req.header('idempotency-key') !== undefined) {
-    throw validationFailed('', 'Events take no Idempotency-Key: they are idempotent by their event_id.')
-  }
-  await next()
 }
 
 /** login, verify, validate and set-up change nothing that could be done twice by mistake. */

@@ -12,8 +12,9 @@ import { Load } from './load.js'
 import { Service } from './service.js'
 
 const LIVENESS = fileURLToPath(new URL('liveness.mjs', import.meta.url))
-/** Of the median: on two shared cores the slowest answers are the scheduler's. They are printed, beside those of a server that does nothing. */
+/** Of the median, and of the slowest hundredth beyond that of a server that does nothing: on shared cores those are the scheduler's. */
 const LIVENESS_MS = 50
+const SLOWEST_MS = 250
 /** Long enough for a hundredth of the answers to be more than one of them. */
 const LIVENESS_FOR_MS = 4000
 
@@ -91,7 +92,7 @@ export async function underLoad(
     expect(live.service.asked).toBeGreaterThan(10)
     expect(live.service.failed, 'liveness failed').toBe(0)
     expect(live.service.medianMs, 'liveness took long').toBeLessThan(LIVENESS_MS)
-    expect(live.service.maxMs - live.control.maxMs, 'liveness was held up').toBeLessThan(1000)
+    expect(live.service.p99Ms - live.control.p99Ms, 'liveness was held up').toBeLessThan(SLOWEST_MS)
     const limit = Number(env['DATABASE_POOL_SIZE'] ?? 8) + 2
     await eventually('no connection is leaked', async () =>
       (await truth().backends()).length <= limit ? true : undefined,

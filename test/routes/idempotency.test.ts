@@ -346,14 +346,27 @@ describe('a key', () => {
         expect([`${method} ${path}`, code(answer)]).toEqual([`${method} ${path}`, [422, 'validation_failed']])
       }
     }
-    expect(refused.sort()).toEqual([
-      'post /v1/audit/events',
-      'post /v1/auth/login',
-      'post /v1/auth/verify',
-      'post /v1/setup',
+    expect(refused.sort()).toEqual(['post /v1/auth/login', 'post /v1/auth/verify', 'post /v1/setup'])
+  })
+
+  it('stores events that were given no id once, however often they are sent', async () => {
+    const events = Array.from({ length: 3 }, () => ({
+      event_type: 'tool_execution',
+      level: 'info',
+      message: 'once',
+    }))
+    const key = newKey()
+    const answers = [await call('POST', '/v1/audit/events', { body: events }, key)]
+    answers.push(await call('POST', '/v1/audit/events', { body: events }, key))
+    expect(answers.map(({ status, body }) => [status, body.accepted])).toEqual([
+      [201, 3],
+      [201, 3],
     ])
-    const events = await call('POST', '/v1/audit/events', { body: {} }, 'a')
-    expect(events.body.detail).toContain('event_id')
+    expect(await count('audit_events', 'event like \'%"message":"once"%\'')).toBe(3)
+    expect(code(await call('POST', '/v1/audit/events', { body: events.slice(1) }, key))).toEqual([
+      422,
+      'validation_failed',
+    ])
   })
 })
 
