@@ -19,7 +19,8 @@ export interface MemoryApp {
 
 /**
  * The whole API over tables in this process: no server, no files, nothing left behind. Passwords are
- * hashed at the lowest cost. What it cannot show (row-level security, concurrency, faults) is in the README.
+ * hashed at the lowest cost, in one thread that ends when it is idle. What it cannot show (row-level security,
+ * concurrency, faults) is in the README.
  */
 export async function createMemoryApp(options: MemoryAppOptions = {}): Promise<MemoryApp> {
   const source = new MemorySource()
@@ -27,6 +28,7 @@ export async function createMemoryApp(options: MemoryAppOptions = {}): Promise<M
   const service = createService({
     env: readEnv({
       BCRYPT_COST: '4',
+      HASHING_THREADS: '1',
       ENCRYPTION_KEY: `memory:${Buffer.alloc(32, 7).toString('base64')}`,
       ...(options.owner === undefined
         ? {}

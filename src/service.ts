@@ -15,7 +15,7 @@ import { ensureFirstOwner, ensureServiceUser, parseServiceKeys } from './first-s
 import { createForcedCircuit } from './forced-circuit.js'
 import { startPruning } from './jobs/prune.js'
 import { type HealthState, databaseState } from './routes/health.js'
-import { createPasswords, hashingConcurrency } from './security/passwords.js'
+import { createPasswords } from './security/passwords.js'
 import { parseEncryptionKeys } from './security/secret-box.js'
 import type { Log } from './routes/context.js'
 
@@ -43,7 +43,8 @@ export function createService(options: ServiceOptions) {
   const streams = createDatabase(streamSource)
   const passwords = createPasswords({
     cost: env.BCRYPT_COST,
-    maxConcurrent: hashingConcurrency(env.UV_THREADPOOL_SIZE),
+    minLength: env.PASSWORD_MIN_LENGTH,
+    threads: env.HASHING_THREADS,
   })
   const circuit = createForcedCircuit(source, log)
   const stopPruning = startPruning(db, log)
@@ -131,7 +132,7 @@ export function createService(options: ServiceOptions) {
     end: async (timeoutMs: number): Promise<void> => {
       circuit.stop()
       stopPruning()
-      await Promise.all([source.end(timeoutMs), streamSource.end(timeoutMs)])
+      await Promise.all([source.end(timeoutMs), streamSource.end(timeoutMs), passwords.close()])
     },
   }
 }

@@ -21,6 +21,8 @@ describe('the environment', () => {
       DATABASE_POOL_SIZE: 20,
       DATABASE_TIMEOUT: 30,
       BCRYPT_COST: 12,
+      HASHING_THREADS: undefined,
+      PASSWORD_MIN_LENGTH: 12,
     })
     expect(readEnv({ PORT: '', DATABASE_URL: '' }).DATABASE_URL).toBeUndefined()
   })
@@ -33,6 +35,8 @@ describe('the environment', () => {
       DATABASE_URL: 'mysql://secret-host/x',
       ENCRYPTION_KEY: 'secret-but-short',
       OPERATIONS_TOKEN: 'secret',
+      HASHING_THREADS: '65',
+      PASSWORD_MIN_LENGTH: '7',
       AUTH_LOGIN: 'admin',
     })
     for (const name of [
@@ -42,6 +46,8 @@ describe('the environment', () => {
       'DATABASE_URL',
       'ENCRYPTION_KEY',
       'OPERATIONS_TOKEN',
+      'HASHING_THREADS',
+      'PASSWORD_MIN_LENGTH',
       'AUTH_LOGIN',
     ]) {
       expect(faults).toContain(name)

@@ -190,7 +190,7 @@ export function authRoutes(deps: AuthDeps) {
       throw validationFailed('/username', 'A name must be well-formed text without NUL.')
     assertPasswordReadable(password)
     const [found] = await asApp(db, credentialsByUsername(db, username), c.var.deadline)
-    const matches = await passwords.verify(password, found?.password_hash ?? null)
+    const matches = await passwords.whenRoom(() => passwords.verify(password, found?.password_hash ?? null))
     if (found !== undefined && matches && found.is_active) {
       const { password_hash: _, ...user } = found
       return user

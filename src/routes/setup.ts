@@ -5,7 +5,7 @@ import { forgetSetupTokens, validSetupToken } from '../db/setup.js'
 import { inTransaction } from '../db/transaction.js'
 import { anyUser, createUser, lockSetup } from '../db/users.js'
 import { AppError, notFound } from '../errors.js'
-import { type Passwords, assertPasswordAcceptable } from '../security/passwords.js'
+import type { Passwords } from '../security/passwords.js'
 import { hashToken, isSetupToken } from '../security/tokens.js'
 import { json, problems, userSchema, username } from './schemas.js'
 import { createRouter, jsonBody, refuseIdempotencyKey } from './validate.js'
@@ -43,7 +43,7 @@ export function setupRoutes({ db, passwords }: SetupDeps) {
         const [someone] = await asCaller(db, SYSTEM, anyUser(db))
         throw someone === undefined ? wrongToken() : notFound('address')
       }
-      assertPasswordAcceptable(password)
+      await passwords.assertAcceptable(password, { username })
       const passwordHash = await passwords.hash(password)
       const user = await inTransaction(db, SYSTEM, async (tx) => {
         await tx.executeQuery(lockSetup(tx))

@@ -15,6 +15,12 @@ it('the first owner is made by the one-time token: wrong tokens and bad names fa
     { path: '/password', message: expect.any(String) },
   ])
   expect((await setup('root', 'ü'.repeat(37))).status).toBe(422)
+  expect((await setup('root', 'password1234')).body.errors).toEqual([
+    { path: '/password', message: expect.stringContaining('common') },
+  ])
+  expect((await setup('Grace-Hopper-Murray', 'grace-hopper-murray1')).body.errors).toEqual([
+    { path: '/password', message: expect.stringContaining('user name') },
+  ])
 
   const answers = await Promise.all(Array.from({ length: 5 }, (_, n) => setup(`  Root${n} `)))
   expect(answers.map(({ status }) => status).sort()).toEqual([201, 404, 404, 404, 404])
