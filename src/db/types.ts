@@ -4,6 +4,15 @@ export type Generated<T> = T extends ColumnType<infer S, infer I, infer U>
   : ColumnType<T, T | undefined, T>;
 export type Timestamp = ColumnType<Date, Date | string, Date | string>;
 
+export type Adoption = {
+    id: Generated<number>;
+    adopted_at: Generated<string>;
+    /**
+     * Whether the OAuth tokens came along: that takes an ENCRYPTION_KEY, and may be done later.
+     */
+    oauth_tokens: Generated<boolean>;
+    finished_at: string | null;
+};
 export type ApiKey = {
     id: Generated<number>;
     user_id: number;
@@ -184,6 +193,20 @@ export type Throttle = {
     failures: Generated<number>;
     window_start: Generated<string>;
     locked_until: string | null;
+    /**
+     * Tries begun and not told of yet; what is never told of becomes a failure.
+     */
+    pending: Generated<number>;
+    pending_since: string | null;
+    /**
+     * How often it was locked in a row: each time for twice as long.
+     */
+    lockouts: Generated<number>;
+    /**
+     * An address from which this account has signed in is not held up by what others do elsewhere.
+     */
+    succeeded_at: string | null;
+    touched_at: Generated<string>;
 };
 export type User = {
     id: Generated<number>;
@@ -197,6 +220,9 @@ export type User = {
     created_at: Generated<string>;
     updated_at: Generated<string>;
     failed_login_attempts: Generated<number>;
+    /**
+     * Of the older code alone, which compares it with a naive UTC time of its own: hence without a zone.
+     */
     locked_until: string | null;
     password_changed_at: Generated<string>;
     must_change_password: Generated<boolean>;
@@ -217,6 +243,7 @@ export type User = {
 export type DB = {
     audit_event_ids: AuditEventId;
     audit_events: AuditEvent;
+    auth_adoption: Adoption;
     auth_api_keys: ApiKey;
     auth_oauth_tokens: OAuthToken;
     auth_sessions: Session;
