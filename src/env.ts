@@ -42,8 +42,13 @@ const variables = {
   AUTH_LOGIN: z.string().max(255).optional(),
   AUTH_PASSWORD: z.string().optional(),
   BCRYPT_COST: integer(4, 16).default(12),
-  HASHING_THREADS: integer(1, 64).optional(),
   PASSWORD_MIN_LENGTH: integer(8, 64).default(12),
+  HASHING_THREADS: integer(1, 64).optional(),
+  TRUST_PROXY: z
+    .string()
+    .regex(/^(\d|10|x-real-ip)$/, 'must be a number of proxies from 0 to 10, or x-real-ip')
+    .default('0')
+    .transform((text) => (text === 'x-real-ip' ? ('x-real-ip' as const) : Number(text))),
   SESSION_HOURS: integer(1, 8760).default(24),
   SESSION_IDLE_MINUTES: integer(1, 525_600).default(120),
   SERVICE_API_KEY: z.string().optional(),
@@ -126,6 +131,9 @@ function lookUp(
     const text = source[origin]
     if (text !== undefined && text !== '') return { origin, text }
   }
+  // Railway's edge writes the header anew, and nothing else reaches a public address there.
+  if (name === 'TRUST_PROXY' && source['RAILWAY_ENVIRONMENT_ID'])
+    return { origin: 'RAILWAY_ENVIRONMENT_ID', text: 'x-real-ip' }
   if (name === 'DATABASE_URL') return { origin: 'PGHOST/POSTGRES_*', text: urlFromParts(source) }
   return { origin: name, text: undefined }
 }

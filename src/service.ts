@@ -15,6 +15,7 @@ import { ensureFirstOwner, ensureServiceUser, parseServiceKeys } from './first-s
 import { createForcedCircuit } from './forced-circuit.js'
 import { startPruning } from './jobs/prune.js'
 import { type HealthState, databaseState } from './routes/health.js'
+import { bucketNames } from './routes/sign-in.js'
 import { createPasswords } from './security/passwords.js'
 import { parseEncryptionKeys } from './security/secret-box.js'
 import type { Log } from './routes/context.js'
@@ -46,8 +47,9 @@ export function createService(options: ServiceOptions) {
     minLength: env.PASSWORD_MIN_LENGTH,
     threads: env.HASHING_THREADS,
   })
+  const ring = env.ENCRYPTION_KEY === undefined ? null : parseEncryptionKeys(env.ENCRYPTION_KEY)
   const circuit = createForcedCircuit(source, log)
-  const stopPruning = startPruning(db, log)
+  const stopPruning = startPruning(db, log, env.SESSION_IDLE_MINUTES * 60)
   let phase: 'starting' | 'serving' | 'draining' = 'starting'
 
   /** From what is known already: neither a full pool nor a lost database can hold it up. */
@@ -73,7 +75,9 @@ export function createService(options: ServiceOptions) {
     requestMs: options.requestMs,
     log,
     hmac: keyedHash(env.ENCRYPTION_KEY),
-    ring: env.ENCRYPTION_KEY === undefined ? null : parseEncryptionKeys(env.ENCRYPTION_KEY),
+    bucketName: bucketNames(ring),
+    ring,
+    trustedProxy: env.TRUST_PROXY,
     sessionTtlSeconds: env.SESSION_HOURS * 3600,
     sessionIdleSeconds: env.SESSION_IDLE_MINUTES * 60,
   }

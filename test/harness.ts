@@ -2,6 +2,7 @@ import { afterAll, beforeAll } from 'vitest'
 import { MemorySource } from '../src/db/memory.js'
 import { readEnv } from '../src/env.js'
 import type { Log } from '../src/routes/context.js'
+import { createToken, hashToken } from '../src/security/tokens.js'
 import { createService } from '../src/service.js'
 import { type TestDatabase, createTestDatabase } from './engine.js'
 
@@ -24,6 +25,8 @@ export interface TestService {
   /** Of a service without AUTH_LOGIN; else empty. */
   setupToken: string
   database: TestDatabase
+  /** A key of that user, made past the API and its rules. */
+  keyOf(userId: number, scopes: readonly string[]): Promise<string>
   /** Everything logged so far, as text. */
   logged(): string
 }
@@ -67,6 +70,14 @@ export function useService(env: Record<string, string> = {}): TestService {
     })
     await built.becomeReady(new AbortController().signal)
     service.database = database
+    service.keyOf = async (userId, scopes) => {
+      const key = createToken('gzk_')
+      await service.database.read(
+        `insert into auth_api_keys (user_id, name, prefix, key_hash, scopes)
+         values (${userId}, 'test', 'gzk_test', '${hashToken(key)}', '{${scopes.join(',')}}')`,
+      )
+      return key
+    }
     service.logged = () => lines.join('\n')
     service.call = async (method, path, { token, body, headers = {} } = {}) => {
       const type = method === 'PATCH' ? 'application/merge-patch+json' : 'application/json'

@@ -57,15 +57,41 @@ export function touchKey(db: Db, keyId: number): Compilable<unknown> {
     .where('id', '=', keyId)
 }
 
+/** A key as callers see one; never with its hash. */
+export interface ApiKey {
+  id: number
+  name: string
+  prefix: string
+  scopes: Scope[]
+  user_id: number
+  created_at: string
+  expires_at: string | null
+  last_used_at: string | null
+}
+
+const KEY_COLUMNS = [
+  'id',
+  'name',
+  'prefix',
+  'scopes',
+  'user_id',
+  'created_at',
+  'expires_at',
+  'last_used_at',
+] as const
+
 export interface NewKey {
   userId: number
   name: string
   prefix: string
   keyHash: string
   scopes: readonly Scope[]
+  /** RFC 3339; without it the key does not end by itself. */
+  expiresAt?: string | null
 }
 
-export function createKey(db: Db | Tx, key: NewKey, event: ServiceEvent): Compilable<{ id: number }> {
+/** Creates a key with its audit row. */
+export function createKey(db: Db | Tx, key: NewKey, event: ServiceEvent): Compilable<ApiKey> {
   const change = db.with('change', (qc) =>
     qc
       .insertInto('auth_api_keys')
@@ -75,10 +101,24 @@ export function createKey(db: Db | Tx, key: NewKey, event: ServiceEvent): Compil
         prefix: key.prefix,
         key_hash: key.keyHash,
         scopes: [...key.scopes],
+        expires_at: key.expiresAt ?? null,
       })
-      .returning('id'),
+      .returning(KEY_COLUMNS),
   )
-  return withAudit(change, event).selectFrom('change').select('change.id')
+  return withAudit(change, event).selectFrom('change').selectAll().$narrowType<{ scopes: Scope[] }>()
+}
+
+/** Keys that the caller may see, newest first; at most `size` of them, below the id `before`. */
+export function keysPage(
+  db: Db,
+  userId: number | undefined,
+  before: number | undefined,
+  size: number,
+): Compilable<ApiKey> {
+  let query = db.selectFrom('auth_api_keys').select(KEY_COLUMNS)
+  if (userId !== undefined) query = query.where('user_id', '=', userId)
+  if (before !== undefined) query = query.where('id', '<', before)
+  return query.orderBy('id', 'desc').limit(size).$narrowType<{ scopes: Scope[] }>()
 }
 
 /** All keys of a user by id, name and prefix; the hashes stay with gary_app. */
@@ -89,6 +129,7 @@ export function keysOfUser(
   return db.selectFrom('auth_api_keys').select(['id', 'name', 'prefix']).where('user_id', '=', userId)
 }
 
+/** Revokes a key with its audit row; no row when it is gone or not the caller's to revoke. */
 export function deleteKey(db: Db | Tx, keyId: number, event: ServiceEvent): Compilable<{ id: number }> {
   const change = db.with('change', (qc) =>
     qc.deleteFrom('auth_api_keys').where('id', '=', keyId).returning('id'),

@@ -17,7 +17,7 @@ export interface Actor {
  * grants, `userId` and `role` what is one's own, `scopes` what a key may do ('*' for a session).
  */
 export interface Caller {
-  databaseRole: 'gary_caller' | 'gary_jobs' | 'gary_analyst'
+  databaseRole: 'gary_app' | 'gary_caller' | 'gary_jobs' | 'gary_analyst'
   userId: number | null
   role: string
   scopes: readonly string[] | '*'
@@ -40,6 +40,9 @@ export const SYSTEM: Caller = {
   actor: { type: 'system', id: null, name: 'system' },
   onBehalfOf: null,
 }
+
+/** Within a transaction: what only a connection without a caller may touch (throttle, adoption). */
+export const APP: Caller = { ...SYSTEM, databaseRole: 'gary_app', role: 'app' }
 
 /** Who does the work that nobody asks for: sealing, pruning, partitions. */
 export const JOBS: Caller = { ...SYSTEM, databaseRole: 'gary_jobs', role: 'jobs' }

@@ -4,7 +4,9 @@ import { DataType, type IMemoryDb, newDb } from 'pg-mem'
 import { AppError } from '../errors.js'
 import { APPEND_EVENTS } from './audit-events.js'
 import type { Statement } from './flight.js'
+import { beginAttempt, endAttempt } from './memory-throttle.js'
 import type { ConnectionSource, Result, SourceConnection, SourceHealth } from './source.js'
+import { BEGIN_ATTEMPT, END_ATTEMPT } from './throttle.js'
 
 const MIGRATIONS = new URL('../../prisma/migrations/', import.meta.url)
 
@@ -135,7 +137,9 @@ class MemoryConnection implements SourceConnection {
 
 /** pg-mem's own escaping breaks texts with a backslash; ours is that of standard_conforming_strings. */
 function withLiterals(text: string, values: unknown[]): string {
-  return text.replaceAll(/\$(\d+)/g, (_, position: string) => literal(values[Number(position) - 1]))
+  return text
+    .replaceAll(' as inet)', ' as text)')
+    .replaceAll(/\$(\d+)/g, (_, position: string) => literal(values[Number(position) - 1]))
 }
 
 function literal(value: unknown): string {
@@ -150,7 +154,27 @@ type Answer = Awaited<ReturnType<MemoryClient['query']>>
 /** The few statements that pg-mem cannot run, by their text; shared tests show that both do the same. */
 const REPLACEMENTS = new Map<string, (client: MemoryClient, values: unknown[]) => Promise<Answer>>([
   [APPEND_EVENTS, appendEvents],
+  [
+    BEGIN_ATTEMPT,
+    async (client, values) => answer([{ wait_seconds: await beginAttempt(runOn(client), values) }]),
+  ],
+  [
+    END_ATTEMPT,
+    async (client, values) => {
+      await endAttempt(runOn(client), values)
+      return answer([])
+    },
+  ],
 ])
+
+function answer(rows: Row[]): Answer {
+  return { rows, rowCount: rows.length, command: 'SELECT' }
+}
+
+function runOn(client: MemoryClient) {
+  return async (text: string, values: unknown[]): Promise<Row[]> =>
+    (await client.query({ text, values })).rows
+}
 
 interface EventRow {
   eventId: string
@@ -232,10 +256,13 @@ function tableMigrations(): string[] {
       .filter((name) => name.includes('_tables_'))
       .sort()
       .map((name) => readFileSync(new URL(`${name}/migration.sql`, MIGRATIONS), 'utf8'))
-      // To pg-mem a timestamp with a precision is a type of its own, which nothing casts to, and
-      // CURRENT_TIMESTAMP is the moment of planning.
+      // To pg-mem a timestamp with a precision is a type of its own, which nothing casts to, CURRENT_TIMESTAMP is
+      // the moment of planning, and no IPv6 address an inet.
       .map((file) =>
-        file.replaceAll('TIMESTAMPTZ(6)', 'TIMESTAMPTZ').replaceAll('CURRENT_TIMESTAMP', 'now()'),
+        file
+          .replaceAll('TIMESTAMPTZ(6)', 'TIMESTAMPTZ')
+          .replaceAll('CURRENT_TIMESTAMP', 'now()')
+          .replaceAll(' INET', ' TEXT'),
       )
   )
 }

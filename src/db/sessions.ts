@@ -1,7 +1,7 @@
 import { type Compilable, sql } from 'kysely'
 import { type ServiceEvent, withAudit } from './audit.js'
 import { compileOnce } from './compile-once.js'
-import type { Db } from './database.js'
+import type { Db, Tx } from './database.js'
 import type { Role, User } from './users.js'
 
 /** A live session with its user, as one look-up finds them. */
@@ -132,6 +132,44 @@ export function createSession(db: Db, session: NewSession, event: ServiceEvent):
     ]) as unknown as Compilable<CreatedSession>
 }
 
+/** A live session as lists show it. */
+export type ListedSession = Pick<
+  SessionUser,
+  | 'session_id'
+  | 'session_created_at'
+  | 'expires_at'
+  | 'last_activity'
+  | 'idle_expires_at'
+  | 'ip_address'
+  | 'user_agent'
+>
+
+/** A user's live sessions, newest first; at most `size` of them, below the id `before`. */
+export function sessionsPage(
+  db: Db,
+  userId: number,
+  idleSeconds: number,
+  before: number | undefined,
+  size: number,
+): Compilable<ListedSession> {
+  const idle = sql`cast(${`${idleSeconds} seconds`} as interval)`
+  const query = db
+    .selectFrom('auth_sessions')
+    .select([
+      'id as session_id',
+      'created_at as session_created_at',
+      'expires_at',
+      'last_activity',
+      sql<string>`last_activity + ${idle}`.as('idle_expires_at'),
+      'ip_address',
+      'user_agent',
+    ])
+    .where('user_id', '=', userId)
+    .where('expires_at', '>', sql<string>`now()`)
+    .where('last_activity', '>', sql<string>`now() - ${idle}`)
+  return (before === undefined ? query : query.where('id', '<', before)).orderBy('id', 'desc').limit(size)
+}
+
 /** Ends one session with its audit row; no row when it is gone or not the caller's. */
 export function endSession(
   db: Db,
@@ -143,6 +181,51 @@ export function endSession(
     qc.deleteFrom('auth_sessions').where('id', '=', sessionId).where('user_id', '=', userId).returning('id'),
   )
   return withAudit(change, event).selectFrom('change').select('change.id')
+}
+
+/** Ends a user's sessions, all but `keepId`, with one audit row if there were any. */
+export function endSessions(
+  db: Db | Tx,
+  userId: number,
+  keepId: number | null,
+  event: ServiceEvent,
+): Compilable<{ id: number }> {
+  const change = db.with('change', (qc) =>
+    qc
+      .deleteFrom('auth_sessions')
+      .where('user_id', '=', userId)
+      .where('id', '<>', keepId ?? 0)
+      .returning('id'),
+  )
+  return withAudit(change, event).selectFrom('change').select('change.id')
+}
+
+/** The password was given again in this session, with its audit row. */
+export function reauthenticateSession(
+  db: Db,
+  sessionId: number,
+  event: ServiceEvent,
+): Compilable<{ id: number }> {
+  const change = db.with('change', (qc) =>
+    qc
+      .updateTable('auth_sessions')
+      .set({ authenticated_at: sql`now()` })
+      .where('id', '=', sessionId)
+      .returning('id'),
+  )
+  return withAudit(change, event).selectFrom('change').select('change.id')
+}
+
+/** Sessions over by either limit go; for JOBS. */
+export function pruneSessions(db: Db, idleSeconds: number): Compilable<unknown> {
+  return db
+    .deleteFrom('auth_sessions')
+    .where((eb) =>
+      eb.or([
+        eb('expires_at', '<=', sql<string>`now()`),
+        eb('last_activity', '<=', sql<string>`now() - cast(${`${idleSeconds} seconds`} as interval)`),
+      ]),
+    )
 }
 
 /** The session and user parts of a look-up, as the API shows them. */

@@ -69,8 +69,17 @@ export function credentialsByUsername(
     .selectFrom('auth_users')
     .select(USER_COLUMNS)
     .select('password_hash')
-    .where((eb) => eb.or([eb('username', '=', name), eb('username_key', '=', usernameKey(name))]))
-    .orderBy((eb) => eb.case().when('username', '=', name).then(0).else(1).end())
+    .where((eb) =>
+      eb.or([
+        eb('username', '=', name),
+        // Adopted names are kept as they were written, which may not be how they are written today.
+        eb('username', '=', username),
+        eb('username_key', '=', usernameKey(username)),
+      ]),
+    )
+    .orderBy((eb) =>
+      eb.case().when('username', '=', username).then(0).when('username', '=', name).then(1).else(2).end(),
+    )
     .limit(1)
     .$narrowType<{ role: Role }>()
 }
@@ -83,6 +92,41 @@ export function anyUser(db: Db | Tx): Compilable<{ id: number }> {
 /** The id behind a name, compared without case. */
 export function userIdByName(db: Db | Tx, username: string): Compilable<{ id: number }> {
   return db.selectFrom('auth_users').select('id').where('username_key', '=', usernameKey(username))
+}
+
+/** Whom a key acts for. For asApp. */
+export function activeUser(db: Db, id: number): Compilable<{ id: number; role: Role }> {
+  return db
+    .selectFrom('auth_users')
+    .select(['id', 'role'])
+    .where('id', '=', id)
+    .where('is_active', '=', true)
+    .$narrowType<{ role: Role }>()
+}
+
+/** The user, when the caller may see one. */
+export function userById(db: Db | Tx, id: number): Compilable<User> {
+  return db.selectFrom('auth_users').select(USER_COLUMNS).where('id', '=', id).$narrowType<{ role: Role }>()
+}
+
+export interface UserFilters {
+  username?: string | undefined
+  role?: Role | undefined
+  isActive?: boolean | undefined
+}
+
+/** Those whom the caller may see, by id; at most `size` of them, behind the id `after`. */
+export function usersPage(
+  db: Db,
+  { username, role, isActive }: UserFilters,
+  after: number,
+  size: number,
+): Compilable<User> {
+  let query = db.selectFrom('auth_users').select(USER_COLUMNS).where('id', '>', after)
+  if (username !== undefined) query = query.where('username_key', '=', usernameKey(username))
+  if (role !== undefined) query = query.where('role', '=', role)
+  if (isActive !== undefined) query = query.where('is_active', '=', isActive)
+  return query.orderBy('id').limit(size).$narrowType<{ role: Role }>()
 }
 
 export interface NewUser {
@@ -120,7 +164,125 @@ export function usernameTaken(error: unknown): never {
   throw error
 }
 
+export interface UserChange {
+  role?: Role
+  is_active?: boolean
+  must_change_password?: boolean
+}
+
+/**
+ * Changes a user of that version, with its audit row. Who gets another role or is deactivated loses every
+ * session in the same statement. No row when the version is another by now or the row not the caller's.
+ */
+export function changeUser(
+  tx: Tx,
+  { id, version }: Pick<User, 'id' | 'version'>,
+  change: UserChange,
+  event: ServiceEvent,
+): Compilable<User> {
+  const changed = tx.with('change', (qc) =>
+    qc
+      .updateTable('auth_users')
+      .set({ ...change, updated_at: sql`now()`, version: version + 1 })
+      .where('id', '=', id)
+      .where('version', '=', version)
+      .returning(USER_COLUMNS),
+  )
+  if (change.role === undefined && change.is_active === undefined)
+    return withAudit(changed, event).selectFrom('change').selectAll().$narrowType<{ role: Role }>()
+  const ended = changed.with('ended', (qc) =>
+    qc
+      .deleteFrom('auth_sessions')
+      .where('user_id', 'in', (eb) => eb.selectFrom('change').select('change.id')),
+  )
+  return withAudit(ended, event).selectFrom('change').selectAll().$narrowType<{ role: Role }>()
+}
+
+export interface NewPassword {
+  hash: string
+  mustChange: boolean
+  /** The session that goes on; all others of the user end. */
+  keepSession: number | null
+}
+
+/** A new password on the version that was read, with its audit row; see changeUser for no row. */
+export function setPassword(
+  db: Db | Tx,
+  { id, version }: Pick<User, 'id' | 'version'>,
+  { hash, mustChange, keepSession }: NewPassword,
+  event: ServiceEvent,
+): Compilable<User> {
+  const change = db
+    .with('change', (qc) =>
+      qc
+        .updateTable('auth_users')
+        .set({
+          password_hash: hash,
+          must_change_password: mustChange,
+          password_changed_at: sql`now()`,
+          updated_at: sql`now()`,
+          version: version + 1,
+        })
+        .where('id', '=', id)
+        .where('version', '=', version)
+        .returning(USER_COLUMNS),
+    )
+    .with('ended', (qc) =>
+      qc
+        .deleteFrom('auth_sessions')
+        .where('user_id', 'in', (eb) => eb.selectFrom('change').select('change.id'))
+        .where('id', '<>', keepSession ?? 0),
+    )
+  return withAudit(change, event).selectFrom('change').selectAll().$narrowType<{ role: Role }>()
+}
+
+/** The same password under the hash of today; nothing else of the user changes. */
+export function rehashPassword(
+  db: Db,
+  { id, version }: Pick<User, 'id' | 'version'>,
+  hash: string,
+  event: ServiceEvent,
+): Compilable<{ id: number }> {
+  const change = db.with('change', (qc) =>
+    qc
+      .updateTable('auth_users')
+      .set({ password_hash: hash })
+      .where('id', '=', id)
+      .where('version', '=', version)
+      .returning('id'),
+  )
+  return withAudit(change, event).selectFrom('change').select('change.id')
+}
+
+/** Clears what the older application keeps of failed sign-ins; the throttle's buckets are in throttle.ts. */
+export function unlockUser(tx: Tx, id: number, event: ServiceEvent): Compilable<{ username: string }> {
+  const change = tx.with('change', (qc) =>
+    qc
+      .updateTable('auth_users')
+      .set({ failed_login_attempts: 0, locked_until: null })
+      .where('id', '=', id)
+      .returning('username'),
+  )
+  return withAudit(change, event).selectFrom('change').select('change.username')
+}
+
+/** Another active owner: without one, the last must stay. Under lockOwners. */
+export function otherActiveOwner(tx: Tx, id: number): Compilable<{ id: number }> {
+  return tx
+    .selectFrom('auth_users')
+    .select('id')
+    .where('role', '=', 'owner')
+    .where('is_active', '=', true)
+    .where('id', '<>', id)
+    .limit(1)
+}
+
 /** Serialises what may happen once only: the first owner, the service user. Until the transaction ends. */
 export function lockSetup(db: Tx): Compilable<{ locked: unknown }> {
   return db.selectNoFrom(sql<unknown>`pg_advisory_xact_lock(7305021)`.as('locked'))
+}
+
+/** Two owners who take each other's role at once would both find another one. Until the transaction ends. */
+export function lockOwners(db: Tx): Compilable<{ locked: unknown }> {
+  return db.selectNoFrom(sql<unknown>`pg_advisory_xact_lock(7305022)`.as('locked'))
 }

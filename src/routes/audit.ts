@@ -10,15 +10,15 @@ import {
   storedIds,
 } from '../db/audit-events.js'
 import type { Db } from '../db/database.js'
-import { ROLES } from '../db/users.js'
 import { AppError, type FieldError, notFound } from '../errors.js'
 import type { JsonTree } from '../security/json-tree.js'
 import { isWellFormedText } from '../security/well-formed-text.js'
-import { eventSchema, readEvent, readTime } from './audit-event.js'
-import { requireCaller, requireRight } from './caller.js'
+import { eventSchema, readEvent } from './audit-event.js'
+import { guard } from './caller.js'
 import { decodeCursor, encodeCursor, limit } from './cursor.js'
 import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { json, problems, timestamp } from './schemas.js'
+import { timeIn } from './time.js'
 import { createRouter, jsonBody, jsonText } from './validate.js'
 
 export interface AuditDeps extends IdempotencyDeps {
@@ -57,15 +57,6 @@ const word = z
   .max(512)
   .refine(isWellFormedText, 'must be well-formed text without NUL')
   .optional()
-const time = z.string().transform((value, context) => {
-  try {
-    return readTime(value)
-  } catch {
-    context.addIssue('must be RFC 3339 or epoch seconds')
-    return z.NEVER
-  }
-})
-
 const filters = z.strictObject({
   event_type: word,
   level: z.enum(['debug', 'info', 'warning', 'error', 'critical']).optional(),
@@ -79,15 +70,14 @@ const filters = z.strictObject({
   request_id: word,
   trace_id: word,
   source: z.enum(['service', 'client']).optional(),
-  start_time: time.optional(),
-  end_time: time.optional(),
-  received_after: time.optional(),
+  start_time: timeIn.optional(),
+  end_time: timeIn.optional(),
+  received_after: timeIn.optional(),
 })
 
 /** Append events, one or many; read them newest first. */
 export function auditRoutes(deps: AuditDeps) {
   const { db } = deps
-  const reads = [requireCaller(deps), requireRight('audit:read', ROLES)]
   const router = createRouter()
   router.openAPIRegistry.register('AuditEventIn', eventSchema)
   return router
@@ -96,7 +86,7 @@ export function auditRoutes(deps: AuditDeps) {
         method: 'post',
         path: '/v1/audit/events',
         summary: 'Append one event, or an array of up to 1000; idempotent by event_id',
-        middleware: [requireCaller(deps), requireRight('audit:write', ROLES), jsonBody('audit')],
+        ...guard(deps, 'audit.append', jsonBody('audit')),
         parameters: [idempotencyKey],
         request: {
           query: z.strictObject({ partial: z.enum(['true', 'false']).optional() }),
@@ -162,7 +152,7 @@ export function auditRoutes(deps: AuditDeps) {
         method: 'get',
         path: '/v1/audit/events',
         summary: 'Events by filters, newest arrival first',
-        middleware: reads,
+        ...guard(deps, 'audit.read'),
         request: { query: filters.extend({ limit, cursor: z.string().max(1024).optional() }) },
         responses: {
           200: {
@@ -204,7 +194,7 @@ export function auditRoutes(deps: AuditDeps) {
         method: 'get',
         path: '/v1/audit/events/{event_id}',
         summary: 'One event by its event_id',
-        middleware: reads,
+        ...guard(deps, 'audit.read'),
         request: { params: z.object({ event_id: z.uuid() }) },
         responses: { 200: { description: 'The event', ...json(eventOut) }, ...problems },
       }),

@@ -1,7 +1,7 @@
 import { z } from '@hono/zod-openapi'
 import type { Caller } from '../db/as-caller.js'
 import type { Address } from '../db/config.js'
-import { AppError, notFound } from '../errors.js'
+import { notFound } from '../errors.js'
 
 const name = z
   .string()
@@ -31,29 +31,17 @@ function address(
   return { scope, path, params: params as unknown as Params, query: query as typeof environment }
 }
 
-const SHARED_READERS = ['owner', 'admin', 'user', 'subordinate_agent', 'auditor', 'service']
-const SHARED_WRITERS = ['owner', 'admin', 'service']
-
-/**
- * The address a request names, for a caller who may use it: 403 for a scope that is not the role's,
- * 404 for another user's (whatever the rank). The database's policies say the same once more.
- */
+/** The address a request names; 404 for another user's, whatever the rank. The database's policies say it once more. */
 export function addressFor(
   caller: Caller,
   scope: Address['scope'],
   params: { owner?: string | undefined; key: string },
   environment: string | undefined,
-  access: 'read' | 'write',
 ): Address {
   if (scope === 'user') {
-    if (caller.role === 'service')
-      throw new AppError('forbidden', 'A service has no configuration of its own.')
     const owner = params.owner === 'me' ? String(caller.userId) : (params.owner ?? '')
     if (owner !== String(caller.userId)) throw notFound('entry')
     return { scope, owner, environment: '', key: params.key }
-  }
-  if (!(access === 'read' ? SHARED_READERS : SHARED_WRITERS).includes(caller.role)) {
-    throw new AppError('forbidden', 'Your role may not do this with shared configuration.')
   }
   return { scope, owner: params.owner ?? '', environment: environment ?? '', key: params.key }
 }

@@ -15,14 +15,13 @@ import {
 } from '../db/config.js'
 import type { Db } from '../db/database.js'
 import { sqlState, violatesUnique } from '../db/pg-errors.js'
-import { ROLES } from '../db/users.js'
 import { AppError, notFound, validationFailed } from '../errors.js'
 import { PLACEHOLDER, hasPlaceholder, maskValue, revealValue, sealValue } from '../security/config-secrets.js'
 import { parseStoredJson, stringifyJson } from '../security/json-text.js'
 import { type JsonTree, childAt, exceedsNodes, isJsonObject, toPointer } from '../security/json-tree.js'
 import { mergePatch } from '../security/merge-patch.js'
 import type { KeyRing } from '../security/secret-box.js'
-import { requireCaller, requireRight } from './caller.js'
+import { guard, requireFreshPassword } from './caller.js'
 import { ADDRESSES, addressFor, addressText } from './config-address.js'
 import type { AppEnv } from './context.js'
 import { decodeCursor, encodeCursor, limit } from './cursor.js'
@@ -52,8 +51,6 @@ export const MAX_VALUE_BYTES = 256 * 1024
 const MAX_ATTEMPTS = 100
 /** What a value may be made of: sealing and masking visit every node. */
 const MAX_NODES = 20_000
-/** A password this old no longer opens secrets. */
-const REAUTHENTICATION_MS = 15 * 60_000
 
 const entryAnswer = { description: 'The entry, secrets masked; ETag is its version', ...json(entrySchema) }
 
@@ -61,10 +58,14 @@ const entryAnswer = { description: 'The entry, secrets masked; ETag is its versi
 export function configRoutes(deps: ConfigDeps) {
   const { db, ring } = deps
   const router = createRouter()
-  const reads = [requireCaller(deps), requireRight('config:read', ROLES)]
-  const writes = [requireCaller(deps), requireRight('config:write', ROLES), jsonBody('strict')]
 
   for (const { scope, path, params, query } of ADDRESSES) {
+    const reads = guard(deps, scope === 'user' ? 'config.read_own' : 'config.read_shared')
+    const writes = guard(
+      deps,
+      scope === 'user' ? 'config.write_own' : 'config.write_shared',
+      jsonBody('strict'),
+    )
     const environmentOf = (given: object): string | undefined =>
       (given as { environment?: string }).environment
 
@@ -73,14 +74,14 @@ export function configRoutes(deps: ConfigDeps) {
         method: 'get',
         path,
         summary: `Read a ${scope} entry`,
-        middleware: reads,
+        ...reads,
         request: { params, query: query.extend({ reveal: z.enum(['true', 'false']).optional() }) },
         responses: { 200: entryAnswer, 304: { description: 'Unchanged since If-None-Match' }, ...problems },
       }),
       async (c) => {
         const { caller } = c.var
         const { reveal, ...rest } = c.req.valid('query')
-        const address = addressFor(caller, scope, c.req.valid('param'), environmentOf(rest), 'read')
+        const address = addressFor(caller, scope, c.req.valid('param'), environmentOf(rest))
         if (reveal === 'true') requireReveal(c)
         const statement =
           reveal === 'true'
@@ -104,7 +105,7 @@ export function configRoutes(deps: ConfigDeps) {
         method: 'put',
         path,
         summary: `Create or replace a ${scope} entry`,
-        middleware: writes,
+        ...writes,
         parameters: [idempotencyKey],
         request: { params, query, body: { required: true, ...json(putBody) } },
         responses: { 200: entryAnswer, 201: entryAnswer, ...problems },
@@ -115,7 +116,6 @@ export function configRoutes(deps: ConfigDeps) {
           scope,
           c.req.valid('param'),
           environmentOf(c.req.valid('query')),
-          'write',
         )
         const body = c.req.valid('json')
         const precondition: Expected = preconditionOf(c) ?? { is: 'absent' }
@@ -143,7 +143,7 @@ export function configRoutes(deps: ConfigDeps) {
         method: 'patch',
         path,
         summary: `Merge into a ${scope} entry's value (RFC 7396)`,
-        middleware: writes,
+        ...writes,
         parameters: [idempotencyKey],
         request: {
           params,
@@ -158,7 +158,6 @@ export function configRoutes(deps: ConfigDeps) {
           scope,
           c.req.valid('param'),
           environmentOf(c.req.valid('query')),
-          'write',
         )
         const patch = (await c.req.json<JsonTree>()) as JsonTree
         const precondition = preconditionOf(c) ?? { is: 'present' }
@@ -188,7 +187,7 @@ export function configRoutes(deps: ConfigDeps) {
         method: 'delete',
         path,
         summary: `Delete a ${scope} entry; its versions go on when it is created again`,
-        middleware: writes,
+        ...writes,
         parameters: [idempotencyKey],
         request: { params, query },
         responses: { 204: { description: 'Deleted' }, ...problems },
@@ -199,7 +198,6 @@ export function configRoutes(deps: ConfigDeps) {
           scope,
           c.req.valid('param'),
           environmentOf(c.req.valid('query')),
-          'write',
         )
         const tombstone: EntryWrite = {
           operation: 'delete',
@@ -224,7 +222,7 @@ export function configRoutes(deps: ConfigDeps) {
         method: 'get',
         path: `${path}/revisions`,
         summary: `The versions of a ${scope} entry, newest first`,
-        middleware: reads,
+        ...reads,
         request: {
           params,
           query: query.extend({
@@ -243,7 +241,7 @@ export function configRoutes(deps: ConfigDeps) {
       }),
       async (c) => {
         const { limit: size, cursor, values, ...rest } = c.req.valid('query')
-        const address = addressFor(c.var.caller, scope, c.req.valid('param'), environmentOf(rest), 'read')
+        const address = addressFor(c.var.caller, scope, c.req.valid('param'), environmentOf(rest))
         const before =
           cursor === undefined
             ? undefined
@@ -356,9 +354,7 @@ function requireReveal(c: Context<AppEnv>): void {
     return
   }
   if (caller.role !== 'owner') throw new AppError('forbidden', 'Only owners may read secrets in the clear.')
-  if (Date.now() - Date.parse(c.var.session.authenticated_at) > REAUTHENTICATION_MS) {
-    throw new AppError('reauthentication_required', 'Give your password again first.')
-  }
+  requireFreshPassword(c)
 }
 
 function configEvent(c: Context<AppEnv>, address: Address, action: string): ServiceEvent {

@@ -4,6 +4,7 @@ import type { Caller } from '../db/as-caller.js'
 import type { Correlation } from '../db/audit.js'
 import type { SessionUser } from '../db/sessions.js'
 import { Deadline } from '../db/deadline.js'
+import { type TrustedProxy, clientAddress } from './client-address.js'
 
 /** The part of a logger that routes use; pino's satisfies it. */
 export interface Log {
@@ -48,7 +49,10 @@ const CORRELATION_ID = /^[A-Za-z0-9._:-]{1,128}$/
  * after `requestMs`, or when its client goes away; logs the answer in one line: never a header, a body or a
  * query string, which could hold secrets.
  */
-export function requestContext(log: Log, requestMs: number): MiddlewareHandler<AppEnv> {
+export function requestContext(
+  log: Log,
+  { requestMs, trustedProxy }: { requestMs: number; trustedProxy: TrustedProxy },
+): MiddlewareHandler<AppEnv> {
   return async function requestContext(c, next) {
     const started = performance.now()
     const id = (name: string): string | null => {
@@ -61,7 +65,7 @@ export function requestContext(log: Log, requestMs: number): MiddlewareHandler<A
       traceId: id('x-trace-id'),
       spanId: id('x-span-id'),
       sessionId: id('x-session-id'),
-      ipAddress: remoteAddress(c.env?.incoming?.socket?.remoteAddress),
+      ipAddress: clientAddress(c, trustedProxy),
       userAgent: c.req.header('user-agent')?.slice(0, 512) ?? null,
       endpoint: `${c.req.method} ${c.req.path}`.slice(0, 512),
     }
@@ -97,11 +101,6 @@ export function requestContext(log: Log, requestMs: number): MiddlewareHandler<A
       'request',
     )
   }
-}
-
-/** An IPv4 address that arrived on a dual-stack socket is an IPv4 address. */
-function remoteAddress(address: string | undefined): string | null {
-  return address?.replace(/^::ffff:(?=\d+\.)/, '') ?? null
 }
 
 function timerOf(deadline: Deadline, requestMs: number): DeadlineTimer {

@@ -60,32 +60,38 @@ type Kept = { headers: Record<string, string> } & ({ body: string | null } | { s
  *
  * A refusal is thrown and leaves nothing behind. Who answers with a secret says so by `Cache-Control:
  * no-store` and calls `once` with the resource's id: that alone is kept. `about` names what is changed
- * where the address does not say it, as the session that a logout ends.
+ * where the address does not say it, as the session that a logout ends. `prepare` is what must not happen
+ * inside a transaction (hashing, giving a password again), and does not when the answer is there already.
  *
  * Throws `invalid_request` for a malformed key, `validation_failed` for a key of another request,
  * `in_progress`, `already_done`, and what `change` throws.
  */
-export async function idempotent<R extends Response>(
+export async function idempotent<R extends Response, P = undefined>(
   c: Context<AppEnv>,
   { db, ring }: IdempotencyDeps,
-  change: (db: Db, once: (id: number) => void) => Promise<R>,
-  about = '',
+  change: (db: Db, once: (id: number) => void, prepared: P) => Promise<R>,
+  { about = '', prepare }: { about?: string; prepare?: () => Promise<P> } = {},
 ): Promise<R> {
   const header = c.req.header('idempotency-key')
-  if (header === undefined) return await change(db, () => undefined)
+  if (header === undefined) return await change(db, () => undefined, (await prepare?.()) as P)
 
   const { caller } = c.var
   const route = `${c.req.method} ${routePath(c)}`
   const id: AnswerId = { caller: actorText(caller.actor), route, key: readKey(header) }
   const hashes = await requestHashes(c, ring, id, about)
   let found: FoundAnswer | undefined
+  if (prepare !== undefined) {
+    ;[found] = await asCaller(db, caller, answerUnder(db, id))
+    if (found?.fresh === true) return replay(c, found, hashes) as R
+  }
+  const prepared = (await prepare?.()) as P
   try {
     const response = await inTransaction(db, caller, async (tx) => {
       // BEGIN and identity travel with it, and hold for what follows.
       ;[found] = (await tx.executeQuery(answerUnder(tx, id))).rows
       if (found === undefined || found.fresh === true || !found.locked) return undefined
       let shownOnce: number | undefined
-      const response = await change(tx, (resource) => (shownOnce = resource))
+      const response = await change(tx, (resource) => (shownOnce = resource), prepared)
       if (!response.ok) return response
       const kept = JSON.stringify(await keptOf(response, shownOnce))
       if (found.fresh === false) await tx.executeQuery(forgetExpiredAnswer(tx, id))

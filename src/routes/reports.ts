@@ -6,7 +6,7 @@ import type { Db } from '../db/database.js'
 import { REPORTS, ROW_CAP, type Report, reportQuery } from '../db/reports/catalog.js'
 import { streamAsCaller } from '../db/transaction.js'
 import { AppError, notFound } from '../errors.js'
-import { requireCaller, requireRight } from './caller.js'
+import { guard } from './caller.js'
 import { json, problems } from './schemas.js'
 import { streamed } from './streamed.js'
 import { createRouter } from './validate.js'
@@ -18,8 +18,6 @@ export interface ReportDeps {
   sessionIdleSeconds: number
 }
 
-const READERS = ['owner', 'admin', 'analyst', 'auditor', 'service'] as const
-
 const query = z
   .object({
     format: z.enum(['json', 'ndjson', 'csv']).default('json'),
@@ -30,14 +28,13 @@ const query = z
 /** The catalogue, and one report: bound parameters, as gary_analyst, streamed, each run audited. */
 export function reportRoutes(deps: ReportDeps) {
   const { db, streams } = deps
-  const reads = [requireCaller(deps), requireRight('reports:read', READERS)]
   return createRouter()
     .openapi(
       createRoute({
         method: 'get',
         path: '/v1/reports',
         summary: 'The reports there are, with their parameters',
-        middleware: reads,
+        ...guard(deps, 'reports.read'),
         request: { query: z.strictObject({}) },
         responses: {
           200: {
@@ -73,7 +70,7 @@ export function reportRoutes(deps: ReportDeps) {
         method: 'get',
         path: '/v1/reports/{name}',
         summary: 'Run a report; X-Row-Limit tells how many rows it may have',
-        middleware: reads,
+        ...guard(deps, 'reports.read'),
         request: { params: z.object({ name: z.string() }), query },
         responses: {
           200: {

@@ -1,4 +1,5 @@
 import { z } from '@hono/zod-openapi'
+import type { ListedSession } from '../db/sessions.js'
 import { ROLES, normalizeUsername } from '../db/users.js'
 import { isWellFormedText } from '../security/well-formed-text.js'
 
@@ -41,6 +42,26 @@ export const sessionSchema = z
     current: z.boolean(),
   })
   .openapi('Session')
+
+/** A session as the API shows it; `current` when it is the one that asks. */
+export function sessionOut(row: ListedSession, currentId: number | null): z.output<typeof sessionSchema> {
+  return {
+    id: row.session_id,
+    created_at: row.session_created_at,
+    last_activity: row.last_activity,
+    expires_at: row.expires_at,
+    idle_expires_at: row.idle_expires_at,
+    ip_address: row.ip_address,
+    user_agent: row.user_agent,
+    current: row.session_id === currentId,
+  }
+}
+
+/** An id in an address. */
+export const idParam = z
+  .string()
+  .regex(/^[1-9]\d{0,8}$/, 'must be an id')
+  .transform(Number)
 
 export const problemSchema = z
   .object({

@@ -1,19 +1,19 @@
 import { createRoute, z } from '@hono/zod-openapi'
-import { SYSTEM, asCaller } from '../db/as-caller.js'
-import type { Db } from '../db/database.js'
+import { SYSTEM, asApp, asCaller } from '../db/as-caller.js'
 import { forgetSetupTokens, validSetupToken } from '../db/setup.js'
+import { beginAttempt, endAttempt } from '../db/throttle.js'
 import { inTransaction } from '../db/transaction.js'
 import { anyUser, createUser, lockSetup } from '../db/users.js'
 import { AppError, notFound } from '../errors.js'
-import type { Passwords } from '../security/passwords.js'
 import { hashToken, isSetupToken } from '../security/tokens.js'
 import { json, problems, userSchema, username } from './schemas.js'
+import { type SignInDeps, bucketsOf, tooManyAttempts } from './sign-in.js'
 import { createRouter, jsonBody, refuseIdempotencyKey } from './validate.js'
 
-export interface SetupDeps {
-  db: Db
-  passwords: Passwords
-}
+export type SetupDeps = SignInDeps
+
+/** No user name: a colon stands in none. */
+const SETUP_ACCOUNT = ':setup'
 
 const setupBody = z.strictObject({
   setup_token: z.string().max(128),
@@ -22,7 +22,8 @@ const setupBody = z.strictObject({
 })
 
 /** The first owner, by the one-time link that the start of the service printed. Gone once any user exists. */
-export function setupRoutes({ db, passwords }: SetupDeps) {
+export function setupRoutes(deps: SetupDeps) {
+  const { db, passwords } = deps
   return createRouter().openapi(
     createRoute({
       method: 'post',
@@ -35,14 +36,17 @@ export function setupRoutes({ db, passwords }: SetupDeps) {
     async (c) => {
       const { setup_token, username, password } = c.req.valid('json')
       const tokenHash = hashToken(setup_token)
+      const [someone] = await asCaller(db, SYSTEM, anyUser(db))
+      if (someone !== undefined) throw notFound('address')
+      const buckets = bucketsOf(deps, SETUP_ACCOUNT, c.var.correlation.ipAddress)
+      const [begun] = await asApp(db, beginAttempt(buckets), c.var.deadline)
+      if (begun === undefined || begun.wait_seconds > 0) throw tooManyAttempts(begun?.wait_seconds ?? 1)
       // Before the password is hashed: guessing must not cost a hash.
       const [token] = isSetupToken(setup_token)
         ? await asCaller(db, SYSTEM, validSetupToken(db, tokenHash))
         : []
-      if (token === undefined) {
-        const [someone] = await asCaller(db, SYSTEM, anyUser(db))
-        throw someone === undefined ? wrongToken() : notFound('address')
-      }
+      await asApp(db, endAttempt(buckets, token === undefined ? 'failed' : 'void'))
+      if (token === undefined) throw wrongToken()
       await passwords.assertAcceptable(password, { username })
       const passwordHash = await passwords.hash(password)
       const user = await inTransaction(db, SYSTEM, async (tx) => {

@@ -11,6 +11,11 @@ export function createToken(prefix: TokenPrefix): string {
   return prefix + randomBytes(32).toString('base64url')
 }
 
+/** A password nobody has to think up: 192 random bits in 32 characters of base64url. Shown once. */
+export function createPassword(): string {
+  return randomBytes(24).toString('base64url')
+}
+
 /**
  * What is stored and looked up: SHA-256 of the whole token, 64 lower-case hex digits. No salt and no slow hash:
  * 256 random bits cannot be guessed (OWASP Session Management Cheat Sheet asks for 64).

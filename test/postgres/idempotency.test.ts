@@ -5,7 +5,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { createDatabase } from '../../src/db/database.js'
 import type { GuardedPool } from '../../src/db/guarded-pool.js'
 import type { ConnectionSource, SourceConnection } from '../../src/db/source.js'
-import { authRoutes } from '../../src/routes/auth.js'
+import { sessionRoutes } from '../../src/routes/sessions.js'
 import { configRoutes } from '../../src/routes/config.js'
 import { type Log, requestContext } from '../../src/routes/context.js'
 import { errorResponse } from '../../src/routes/error-response.js'
@@ -54,13 +54,12 @@ function open(size: number, at = url): GuardedPool {
 /** The routes over a source, asked by the owner. */
 function routesOver(source: Pick<ConnectionSource, 'connect'>) {
   const log: Log = { info: () => {}, warn: () => {}, error: () => {}, child: () => log }
-  const deps = { db: createDatabase(source), ring: null, sessionIdleSeconds: 3600, sessionTtlSeconds: 3600 }
+  const deps = { db: createDatabase(source), ring: null, sessionIdleSeconds: 3600 }
   const app = createRouter()
-  app.use(requestContext(log, 15_000))
+  app.use(requestContext(log, { requestMs: 15_000, trustedProxy: 0 }))
   app.onError(errorResponse)
   app.route('/', configRoutes(deps))
-  // Nobody signs in here.
-  app.route('/', authRoutes({ ...deps, passwords: undefined as never, hmac: (text) => text }))
+  app.route('/', sessionRoutes(deps))
   return async (method: string, path: string, key?: string, body?: unknown, headers = {}, as = token) => {
     const type = method === 'PATCH' ? 'application/merge-patch+json' : 'application/json'
     const response = await app.request(path, {

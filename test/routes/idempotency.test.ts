@@ -346,7 +346,12 @@ describe('a key', () => {
         expect([`${method} ${path}`, code(answer)]).toEqual([`${method} ${path}`, [422, 'validation_failed']])
       }
     }
-    expect(refused.sort()).toEqual(['post /v1/auth/login', 'post /v1/auth/verify', 'post /v1/setup'])
+    expect(refused.sort()).toEqual([
+      'post /v1/auth/login',
+      'post /v1/auth/verify',
+      'post /v1/sessions/validate',
+      'post /v1/setup',
+    ])
   })
 
   it('stores events that were given no id once, however often they are sent', async () => {
@@ -405,7 +410,7 @@ function things(
   const db = createDatabase(service.database.source)
   const log: Log = { info: () => {}, warn: () => {}, error: () => {}, child: () => log }
   const app = createRouter()
-  app.use(requestContext(log, 15_000))
+  app.use(requestContext(log, { requestMs: 15_000, trustedProxy: 0 }))
   app.onError(errorResponse)
   app.post('/things', jsonBody('strict'), async (c) => {
     c.set('caller', userCaller({ id: 1, username: 'owner', role: 'owner' }, null, c.var.deadline))

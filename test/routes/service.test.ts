@@ -120,13 +120,6 @@ describe('the key of SERVICE_API_KEY', () => {
     expect((await service.call('GET', '/v1/auth/session', { headers: asKey })).status).toBe(403)
   })
 
-  it('is refused, not honoured in part, when it names another user; a session may not at all', async () => {
-    const headers = { ...asKey, 'x-on-behalf-of': '1' }
-    expect((await service.call('GET', '/v1/config/global/x', { headers })).status).toBe(501)
-    const session = { token: service.ownerToken, headers: { 'x-on-behalf-of': '1' } }
-    expect((await service.call('GET', '/v1/config/global/x', session)).status).toBe(403)
-  })
-
   it('needs a name and a password to verify', async () => {
     expect((await service.call('POST', '/v1/auth/verify', { headers: asKey })).status).toBe(400)
   })

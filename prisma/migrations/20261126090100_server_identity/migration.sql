@@ -93,9 +93,9 @@ BEGIN
   IF outcome = 'failed' THEN
     UPDATE public.auth_throttle a
        SET failures = a.failures + 1,
-           locked_until = CASE WHEN a.failures + 1 >= r.allowed
-                               THEN greatest(a.locked_until, t + gary.lock_time(r.seconds, a.lockouts)) ELSE a.locked_until END,
-           lockouts = a.lockouts + CASE WHEN a.failures + 1 = r.allowed THEN 1 ELSE 0 END
+           locked_until = CASE WHEN a.locked_until IS NULL AND a.failures + 1 >= r.allowed
+                               THEN t + gary.lock_time(r.seconds, a.lockouts) ELSE a.locked_until END,
+           lockouts = a.lockouts + CASE WHEN a.locked_until IS NULL AND a.failures + 1 >= r.allowed THEN 1 ELSE 0 END
       FROM unnest(buckets, limits, lock_seconds) AS r (bucket, allowed, seconds)
      WHERE a.bucket = r.bucket;
   ELSIF outcome = 'succeeded' AND at_address THEN
@@ -115,7 +115,7 @@ ALTER FUNCTION gary.lock_buckets(text[]) OWNER TO gary_owner;
 ALTER FUNCTION gary.lock_time(integer, integer) OWNER TO gary_owner;
 ALTER FUNCTION gary.begin_attempt(text[], boolean, integer[], integer[], integer[]) OWNER TO gary_owner;
 ALTER FUNCTION gary.end_attempt(text[], boolean, integer[], integer[], text) OWNER TO gary_owner;
-GRANT SELECT (touched_at) ON auth_throttle TO gary_jobs;
+GRANT SELECT (touched_at, succeeded_at) ON auth_throttle TO gary_jobs;
 
 -- Rights ----------------------------------------------------------------------------------------
 -- One's own row is for a session of one's own: a key, also one that acts on behalf, changes no password.
@@ -136,3 +136,12 @@ CREATE POLICY caller_deletes_managed ON auth_api_keys FOR DELETE TO gary_caller
 CREATE POLICY caller_makes_for_lower ON auth_api_keys FOR INSERT TO gary_caller
   WITH CHECK ((SELECT gary.holds_scope('*')) AND EXISTS (SELECT FROM auth_users u
     WHERE u.id = user_id AND gary.manages(u.role, 'users:write') AND gary.rank(u.role) < gary.rank((SELECT gary.role()))));
+
+-- Whoever reads on behalf of a user reads what is that user's, and nothing the same key did for others.
+DROP POLICY caller_reads ON audit_events;
+CREATE POLICY caller_reads ON audit_events FOR SELECT TO gary_caller
+  USING ((SELECT gary.reads_all_audit())
+    OR ((SELECT gary.holds_scope('audit:read'))
+      AND ((actor_type = 'user' AND actor_id = (SELECT gary.user_id()))
+        OR ((SELECT gary.on_behalf_of()) IS NULL AND (SELECT gary.actor()) = actor_type || coalesce(':' || actor_id, ''))
+        OR on_behalf_of = (SELECT gary.user_id()))));
