@@ -17,7 +17,7 @@ import { type TestDatabase, createTestDatabase } from '../engine.js'
 const DENIED = '42501'
 const SERVICE_ROLES = ['gary_app', 'gary_caller', 'gary_jobs', 'gary_analyst', 'gary_reporting']
 /** What gary_caller may read in no column: counters and secrets of gary_app and of the service. */
-const NOT_FOR_CALLERS = new Set(['auth_throttle'])
+const NOT_FOR_CALLERS = new Set(['auth_throttle', 'auth_adoption'])
 /** What only the service itself reads. */
 const OF_THE_SYSTEM = new Set(['auth_setup_tokens'])
 
@@ -124,6 +124,7 @@ async function fillTables(who: Caller): Promise<void> {
   )
   await superuser.query("insert into auth_throttle (bucket) values ('account:alice')")
   await superuser.query("insert into auth_setup_tokens (token_hash, expires_at) values ('hash', now())")
+  await superuser.query('insert into auth_adoption default values')
 }
 
 function raw<R = Record<string, unknown>>(text: string, parameters: unknown[] = []): Compilable<R> {
@@ -257,6 +258,20 @@ describe('before it is known who asks', () => {
     'idempotency_keys',
   ])('nobody reads %s', async (table) => {
     expect(await stateOf(asApp(db, raw(`select count(*) from ${table}`)))).toBe(DENIED)
+  })
+
+  it('whether older tables were taken over is known, to gary_app and nobody else, and nobody changes it', async () => {
+    expect(await asApp(db, raw('select id, oauth_tokens, finished_at from auth_adoption'))).toHaveLength(1)
+    for (const role of SERVICE_ROLES) {
+      const state = await stateAs(role, 'select id from auth_adoption')
+      expect.soft(state, role).toBe(role === 'gary_app' ? 'none' : DENIED)
+      for (const text of [
+        'update auth_adoption set finished_at = now()',
+        'delete from auth_adoption',
+        'insert into auth_adoption (id) values (1)',
+      ])
+        expect.soft(await stateAs(role, text), `${role}: ${text}`).toBe(DENIED)
+    }
   })
 
   it('nobody changes a password, a role or a session owner, or makes a user', async () => {
