@@ -1,5 +1,5 @@
 import type { SchemaEngine } from '@prisma/schema-engine-wasm/schema_engine_bg'
-import type { ClientConfig } from 'pg'
+import type { ClientBase, ClientConfig } from 'pg'
 
 export interface EngineOptions {
   /** Parsed, never a `connectionString`. */
@@ -12,6 +12,8 @@ export interface EngineOptions {
 
 export interface RunningEngine {
   engine: SchemaEngine
+  /** Work on the engine's own connection; a transaction that it leaves open holds what the engine does next. */
+  use<T>(work: (client: ClientBase) => Promise<T>): Promise<T>
   /** Ends every connection at once and drops shadow databases; a pending call of the engine rejects. */
   close(): Promise<void>
 }

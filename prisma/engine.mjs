@@ -60,9 +60,20 @@ class OneConnection extends pg.Pool {
     }
   }
 
+  /** Work of the caller's own on the connection; a transaction that it leaves open holds what the engine does next. */
+  async use(work) {
+    const client = await this.connect()
+    try {
+      return await work(client)
+    } finally {
+      client.release()
+    }
+  }
+
   /**
    * Runs a file as one simple query, which PostgreSQL makes one transaction, and with it the mark that the
-   * file is done: whenever this process dies, a migration is applied and marked, or neither.
+   * file is done: whenever this process dies, a migration is applied and marked, or neither. In a transaction
+   * of the caller's it becomes a part of that.
    */
   async runScript(script) {
     const row = this.startedRow
@@ -71,22 +82,28 @@ class OneConnection extends pg.Pool {
       ? `; UPDATE "_prisma_migrations" SET finished_at = clock_timestamp() WHERE id = ${pg.escapeLiteral(row)}`
       : ''
     const client = await this.connect()
+    const inTransaction = client.getTransactionStatus() === 'T'
     try {
+      if (inTransaction) await client.query('SAVEPOINT script')
       await client.query(`${script}\n;${freshSession}${mark}`).catch(async (error) => {
         // A file of one statement that refuses any transaction (CREATE INDEX CONCURRENTLY) has to run bare.
-        if (error.code !== '25001') throw error
+        if (error.code !== '25001' || inTransaction) throw error
         await client.query(script)
         await client.query(freshSession)
       })
-      if (client.getTransactionStatus() !== 'I') throw new Error('The file leaves a transaction open.')
+      if (inTransaction) await client.query('RELEASE SAVEPOINT script')
+      else if (client.getTransactionStatus() !== 'I') throw new Error('The file leaves a transaction open.')
     } catch (error) {
+      // The engine writes its log of a failure, which a failed transaction would refuse.
+      if (inTransaction) await client.query('ROLLBACK TO SAVEPOINT script').catch(() => {})
       // The engine rewords the SQLSTATEs that it knows and drops the server's message, so both go as text.
       const state = error.code ? ` (SQLSTATE ${error.code})` : ''
       const line = error.position ? `, line ${script.slice(0, error.position).split('\n').length}` : ''
       const message = `${error.message}${state}${line}`
       throw new DriverAdapterError({ kind: 'postgres', code: 'N/A', severity: 'ERROR', message })
     } finally {
-      if (client.getTransactionStatus() !== 'I') await client.query('ROLLBACK').catch(() => {})
+      if (!inTransaction && client.getTransactionStatus() !== 'I')
+        await client.query('ROLLBACK').catch(() => {})
       client.release()
     }
   }
@@ -125,7 +142,8 @@ function loadWasm() {
  * Starts an engine on one database and connects to it. `pgConfig` is a parsed pg ClientConfig, never a
  * `connectionString` (which would win over the shadow database's name); `datamodels` are [path, text] pairs;
  * `log` gets the engine's JSON log lines. Call `close()`, which ends every connection and drops shadow
- * databases. Rejects with what pg or the engine says.
+ * databases, and `use(work)` for work of one's own on the engine's connection. Rejects with what pg or the
+ * engine says.
  */
 export async function createEngine({ pgConfig, datamodels, log = () => {} }) {
   await loadWasm()
@@ -166,16 +184,18 @@ export async function createEngine({ pgConfig, datamodels, log = () => {} }) {
   const close = async () => {
     for (const adapter of [...open].reverse()) await adapter.dispose()
   }
+  let main
+  const use = (work) => main.underlyingDriver().use(work)
   try {
     const factory = {
       provider: 'postgres',
       adapterName: '@prisma/adapter-pg',
-      connect: () => connect(pgConfig),
+      connect: async () => (main = await connect(pgConfig)),
       connectToShadowDb,
     }
     const options = { datamodels: datamodels?.length ? datamodels : undefined }
     const engine = await glue.SchemaEngine.new(options, log, bindMigrationAwareSqlAdapterFactory(factory))
-    return { engine, close }
+    return { engine, use, close }
   } catch (error) {
     await close()
     throw error
