@@ -1,6 +1,6 @@
 import { SCOPES, type Scope, createKey, deleteKey, keysOfUser } from './db/api-keys.js'
 import { SYSTEM, asCaller } from './db/as-caller.js'
-import type { Correlation, ServiceEvent } from './db/audit.js'
+import { NO_REQUEST, type ServiceEvent } from './db/audit.js'
 import type { Db, Tx } from './db/database.js'
 import { forgetSetupTokens, storeSetupToken } from './db/setup.js'
 import { inTransaction } from './db/transaction.js'
@@ -14,16 +14,6 @@ const SERVICE_USER = 'gary-zero'
 const SERVICE_SCOPES: readonly Scope[] = SCOPES.filter(
   (scope) => !scope.startsWith('users:') && scope !== 'reports:read',
 )
-
-const AT_START: Correlation = {
-  requestId: null,
-  traceId: null,
-  spanId: null,
-  sessionId: null,
-  ipAddress: null,
-  userAgent: null,
-  endpoint: null,
-}
 
 /**
  * The first owner, once: from AUTH_LOGIN and AUTH_PASSWORD, or by the set-up token that comes back (valid
@@ -119,7 +109,7 @@ function fingerprint(key: string): string {
 function atStart(action: string, message: string): ServiceEvent {
   return {
     caller: SYSTEM,
-    correlation: AT_START,
+    correlation: NO_REQUEST,
     eventType: 'system_event',
     level: 'info',
     action,

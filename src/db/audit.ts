@@ -18,6 +18,17 @@ export interface Correlation {
   endpoint: string | null
 }
 
+/** Of what no request asked for: starts, migrations. */
+export const NO_REQUEST: Correlation = {
+  requestId: null,
+  traceId: null,
+  spanId: null,
+  sessionId: null,
+  ipAddress: null,
+  userAgent: null,
+  endpoint: null,
+}
+
 /** An event that the service itself tells, with the change it is about. */
 export interface ServiceEvent {
   caller: Caller
