@@ -2,24 +2,31 @@ import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import type { Client } from 'pg'
+import { describeAdoption, finishAdoption } from './db/adopt-finish.js'
 import { connectionConfig } from './db/connection.js'
 import { createLogin } from './db/create-login.js'
-import { migrate } from './db/migrate.js'
+import { type MigrateOptions, migrate } from './db/migrate.js'
+import { underLock, whenUnlocked } from './db/migration-lock.js'
 import { type Env, readEnv } from './env.js'
 import { AppError } from './errors.js'
 import { parseServiceKeys } from './first-start.js'
 import { createLogger } from './logger.js'
 import { username } from './routes/schemas.js'
 import { assertPasswordReadable } from './security/passwords.js'
-import { parseEncryptionKeys } from './security/secret-box.js'
+import { type KeyRing, parseEncryptionKeys } from './security/secret-box.js'
 import { type Serving, serve } from './serve.js'
 
 const MIGRATIONS = fileURLToPath(new URL('../prisma/migrations', import.meta.url))
 const MIGRATE_WAIT_MS = 120_000
+const ADOPT_WAIT_MS = 30_000
+const TO_TERMINAL = { log: say, warn: (line: string) => say(`warning: ${line}`) }
 
 const USAGE = `usage: node dist/main.js <command>
   serve                 the service, on DATABASE_URL
   migrate               bring the database to the schema of this version; safe from several replicas at once
+  adopt                 the state of a database whose tables were taken over from the older application
+  adopt --finish        end the time side by side: the older application must not be started again
   create-login <name>   a login for the service that can do nothing else; prints its password once
   dev                   service and private PostgreSQL in DATA_DIR (or DATABASE_URL), migrated
   dev --memory          the same API over memory; nothing is kept
@@ -31,6 +38,11 @@ async function main(args: string[]): Promise<void> {
   if (command === 'serve' && rest.length === 0)
     return await runService(environment(), requireUrl(environment()))
   if (command === 'migrate' && rest.length === 0) return await runMigrate(environment())
+  if (command === 'adopt' && rest.length === 0) return await runAdopt(environment(), describeAdoption)
+  if (command === 'adopt' && rest[0] === '--finish' && rest.length === 1) {
+    const env = environment()
+    return await runAdopt(env, (client) => finishAdoption(client, keyRing(env)))
+  }
   if (command === 'create-login' && rest.length === 1)
     return await runCreateLogin(environment(), rest[0] ?? '')
   if (command === 'dev' && rest.length === 0) return await runDev(environment({ LOG_LEVEL: 'warn' }))
@@ -66,30 +78,41 @@ async function runMigrate(env: Env): Promise<void> {
   const stopping = new AbortController()
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
     process.once(signal, () => stopping.abort(new Error(`stopped by ${signal}`)))
-  await migrateTo(
-    env,
-    env.DATABASE_UNPOOLED_URL ?? requireUrl(env),
-    (message) => log.info(message),
-    stopping.signal,
-  )
+  await migrateTo(env, env.DATABASE_UNPOOLED_URL ?? requireUrl(env), {
+    log: (message) => log.info(message),
+    warn: (message) => log.warn(message),
+    signal: stopping.signal,
+  })
 }
 
 async function migrateTo(
   env: Env,
   url: string,
-  log: (message: string) => void,
-  signal: AbortSignal,
+  told: Pick<MigrateOptions, 'log' | 'warn' | 'signal'>,
 ): Promise<void> {
-  const pgConfig = connectionConfig({ url, ssl: env.DATABASE_SSL, sslCa: env.DATABASE_SSL_CA })
+  const { log } = told
   const { applied, unknown } = await migrate({
-    pgConfig,
+    ...told,
+    pgConfig: connectionConfig({ url, ssl: env.DATABASE_SSL, sslCa: env.DATABASE_SSL_CA }),
     folder: MIGRATIONS,
-    log,
     waitMs: MIGRATE_WAIT_MS,
-    signal,
+    adoption: { ownerName: env.AUTH_LOGIN, ring: keyRing(env) },
   })
   if (unknown.length > 0) log(`the database is newer than this version: ${unknown.join(', ')}`)
   log(applied.length === 0 ? 'the database is up to date' : `applied ${applied.length} migrations`)
+}
+
+/** For an operator at a terminal: plain lines. */
+async function runAdopt(env: Env, work: (client: Client) => Promise<string[]>): Promise<void> {
+  const url = env.DATABASE_UNPOOLED_URL ?? requireUrl(env)
+  const pgConfig = connectionConfig({ url, ssl: env.DATABASE_SSL, sslCa: env.DATABASE_SSL_CA })
+  const options = { pgConfig, log: say, waitMs: ADOPT_WAIT_MS }
+  const lines = await underLock(options, (lock) => whenUnlocked(lock, options, () => work(lock)))
+  for (const line of lines) say(line)
+}
+
+function keyRing(env: Env): KeyRing | null {
+  return env.ENCRYPTION_KEY === undefined ? null : parseEncryptionKeys(env.ENCRYPTION_KEY)
 }
 
 async function runCreateLogin(env: Env, name: string): Promise<void> {
@@ -131,7 +154,7 @@ function stopOnSignal(serving: Serving, env: Env, afterStop: () => Promise<void>
 
 async function runDev(env: Env): Promise<void> {
   if (env.DATABASE_URL !== undefined) {
-    await migrateTo(env, env.DATABASE_UNPOOLED_URL ?? env.DATABASE_URL, say, new AbortController().signal)
+    await migrateTo(env, env.DATABASE_UNPOOLED_URL ?? env.DATABASE_URL, TO_TERMINAL)
     return await runDevService(env, env.DATABASE_URL, async () => {})
   }
   if (env.NODE_ENV === 'production') {
@@ -146,7 +169,7 @@ async function runDev(env: Env): Promise<void> {
   const { startEmbedded } = await import('./db/embedded.js')
   const database = await startEmbedded({ dataDir: join(dataDir, 'postgres'), log: say })
   try {
-    await migrateTo(env, database.url, say, new AbortController().signal)
+    await migrateTo({ ...env, ENCRYPTION_KEY }, database.url, TO_TERMINAL)
     await runDevService({ ...env, ENCRYPTION_KEY }, database.url, () => database.stop())
   } catch (error) {
     await database.stop()

@@ -1,22 +1,21 @@
 import { readFile, readdir } from 'node:fs/promises'
 import { Socket } from 'node:net'
 import path from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { MigrationDirectory, MigrationList } from '@prisma/schema-engine-wasm/schema_engine_bg'
 import pg from 'pg'
 import type { ClientConfig } from 'pg'
-import { type FailureClass, classifyConnect, explainConnectFailure } from './pg-errors.js'
+import { type AdoptionSettings, type Telling, continueAdoption, copyOlderTables } from './adopt.js'
+import { MigrationError } from './migration-error.js'
+import { type LockOptions, isHeld, takeLock, underLock, whenUnlocked } from './migration-lock.js'
+import { type OlderTables, findOlderTables, moveOlderTables } from './older-tables.js'
 
-export interface MigrateOptions {
-  /** Parsed, of the login that owns the schema; unpooled, for two advisory locks live in its sessions. */
-  pgConfig: ClientConfig
+export interface MigrateOptions extends LockOptions {
   /** Such as prisma/migrations. */
   folder: string
-  log: (message: string) => void
-  /** For how long a database that is not there yet is tried again, in total. */
-  waitMs: number
-  /** Ends waiting and working at once; `migrate` then rejects with the signal's reason. */
-  signal?: AbortSignal
+  /** What is left to the operator; `log` where it is absent. */
+  warn?: (message: string) => void
+  /** For a database of the older application, whose tables are taken over; by default without owner and key. */
+  adoption?: AdoptionSettings
 }
 
 export interface MigrateResult {
@@ -25,47 +24,38 @@ export interface MigrateResult {
   unknown: string[]
 }
 
-export type MigrationErrorCode = 'unreachable' | 'refused' | 'edited' | 'failed'
-
-/** For the operator: names host, user, database, migration and the server's words, never the password. */
-export class MigrationError extends Error {
-  override readonly name = 'MigrationError'
-  readonly code: MigrationErrorCode
-  constructor(code: MigrationErrorCode, message: string, cause?: unknown) {
-    super(message, { cause })
-    this.code = code
-  }
-}
-
-/** Serializes the replicas of this service; the engine's lock gives up after ten seconds. */
-const OUR_LOCK = 0x67617279
 /** The engine's own, which Prisma's CLI takes too, and which outlives a killed process until its file ends. */
 const ENGINE_LOCK = 72707369
-
-/** Failures to connect that pass by themselves: no server yet, one that starts, one that is full. */
-const PASSING = new Set<FailureClass>(['lost', 'restarting', 'exhausted'])
 
 /**
  * Brings the database to the state of the folder, as `prisma migrate deploy` would and with the same
  * `_prisma_migrations`; replicas may do so at once. Each file is applied whole and marked, or not at all:
- * what a killed or failed run left open is run again. Waits for a database that is not there yet.
- * Rejects with a MigrationError: `unreachable` after waitMs; `refused` (login, database, TLS) at once;
- * `edited` when an applied file has changed; `failed` for one that the server refuses.
+ * what a killed or failed run left open is run again. Where it finds the tables of the older application, all of
+ * it and taking them over (adopt.ts) are one transaction. Waits for a database that is not there yet.
+ * Rejects with a MigrationError: `unreachable` after waitMs; `refused` (login, database, TLS, older tables that
+ * cannot be taken over) at once; `edited` when an applied file has changed; `failed` for one that the server refuses.
  */
 export async function migrate(options: MigrateOptions): Promise<MigrateResult> {
-  const { pgConfig, folder, log, signal } = options
+  const { pgConfig, folder, log } = options
+  const adoption = options.adoption ?? { ownerName: undefined, ring: null }
   const list = await readMigrations(folder)
-  const lock = await connectWithin(options)
-  const lost = new AbortController()
-  lock.once('end', () => lost.abort(new MigrationError('failed', 'The connection with the lock was lost.')))
-  const stop = signal ? AbortSignal.any([signal, lost.signal]) : lost.signal
-  try {
-    await lock.query('SET ROLE NONE; SET statement_timeout = 0; SET lock_timeout = 0')
-    await takeLock(lock, OUR_LOCK, log)
+  const names = list.migrationDirectories.map((directory) => directory.path)
+  return await underLock(options, async (lock, stop) => {
+    const config = { ...pgConfig, stream: () => new Socket({ signal: stop }) }
     for (;;) {
       await rollBackUnfinished(lock, log)
+      const older = await findOlderTables(lock, names)
       try {
-        return await applyAll({ ...pgConfig, stream: () => new Socket({ signal: stop }) }, list, log)
+        if (older === null) {
+          const result = await applyAll(config, list, log)
+          tell(options, await whenUnlocked(lock, options, () => continueAdoption(lock, adoption.ring)))
+          return result
+        }
+        log('found the tables of the older application: taking them over, in one transaction')
+        const run = takeOver(older, adoption)
+        const result = await whenUnlocked(lock, options, () => applyAll(config, list, log, run))
+        tell(options, run.telling)
+        return result
       } catch (error) {
         if (stop.aborted) throw error
         // P1002: somebody else has the engine's lock, so an unfinished row may be theirs: wait again.
@@ -74,12 +64,7 @@ export async function migrate(options: MigrateOptions): Promise<MigrateResult> {
         throw error
       }
     }
-  } catch (error) {
-    if (stop.aborted) throw stop.reason
-    throw error
-  } finally {
-    await lock.end()
-  }
+  })
 }
 
 /**
@@ -101,15 +86,39 @@ export async function pendingMigrations(
   return migrationDirectories.map((directory) => directory.path).filter((name) => !applied.has(name))
 }
 
+function tell({ log, warn = log }: MigrateOptions, { said, warned }: Telling): void {
+  for (const line of said) log(line)
+  for (const line of warned) warn(line)
+}
+
+/** What is done before and after the migrations, on their connection and in one transaction with them. */
+interface TakeOver {
+  before(client: pg.ClientBase): Promise<void>
+  after(client: pg.ClientBase): Promise<void>
+  telling: Telling
+}
+
+function takeOver(older: OlderTables, adoption: AdoptionSettings): TakeOver {
+  return {
+    telling: { said: [], warned: [] },
+    before: moveOlderTables,
+    async after(client) {
+      this.telling = await copyOlderTables(client, older, adoption)
+      await client.query('COMMIT')
+    },
+  }
+}
+
 async function applyAll(
   pgConfig: ClientConfig,
   migrationsList: MigrationList,
   log: (message: string) => void,
+  around?: TakeOver,
 ): Promise<MigrateResult> {
   const filters = { externalTables: [], externalEnums: [] }
   let current: string | undefined
   const { createEngine } = await import('../../prisma/engine.mjs') // five megabytes, only when used
-  const { engine, close } = await createEngine({
+  const { engine, use, close } = await createEngine({
     pgConfig,
     log(line) {
       current = /"Applying `([^`]+)`"/.exec(line)?.[1] ?? current
@@ -117,6 +126,7 @@ async function applyAll(
     },
   })
   try {
+    if (around !== undefined) await use((client) => around.before(client)).catch(takingOverFailed)
     const found = await engine.diagnoseMigrationHistory({
       migrationsList,
       filters,
@@ -129,14 +139,28 @@ async function applyAll(
     const { history } = found
     const unknown = history && 'unpersistedMigrationNames' in history ? history.unpersistedMigrationNames : []
     const { appliedMigrationNames: applied } = await engine.applyMigrations({ migrationsList, filters })
+    if (around !== undefined) await use((client) => around.after(client)).catch(takingOverFailed)
     return { applied, unknown }
   } catch (error) {
-    if (error instanceof MigrationError || codeOf(error) === 'P1002') throw error
+    if (error instanceof MigrationError || codeOf(error) === 'P1002' || isHeld(error)) throw error
     const what = current === undefined ? 'The migrations' : `Migration ${current}`
-    throw new MigrationError('failed', `${what} failed: ${serverMessage(error)}`, error)
+    const untouched = around === undefined ? '' : '; nothing was changed'
+    throw new MigrationError('failed', `${what} failed: ${serverMessage(error)}${untouched}`, error)
   } finally {
     await close()
   }
+}
+
+function takingOverFailed(error: unknown): never {
+  if (isHeld(error)) throw error
+  // Of a connection that broke during COMMIT nobody knows.
+  const untouched =
+    error instanceof pg.DatabaseError && error.severity === 'ERROR' ? '; nothing was changed' : ''
+  throw new MigrationError(
+    'failed',
+    `Taking over the older tables failed: ${serverMessage(error)}${untouched}`,
+    error,
+  )
 }
 
 /** What the server said, without the engine's frame and Rust trace. */
@@ -159,46 +183,6 @@ async function rollBackUnfinished(lock: pg.Client, log: (message: string) => voi
     for (const row of rows) log(`migration ${row.migration_name} was not finished: marked as rolled back`)
   }
   await lock.query('SELECT pg_advisory_unlock($1)', [ENGINE_LOCK])
-}
-
-async function takeLock(client: pg.Client, key: number, log: (message: string) => void): Promise<void> {
-  const { rows } = await client.query('SELECT pg_try_advisory_lock($1) AS taken', [key])
-  if (rows[0]?.taken) return
-  log('waiting for a migration that runs elsewhere')
-  await client.query('SELECT pg_advisory_lock($1)', [key])
-}
-
-async function connectWithin({ pgConfig, waitMs, signal, log }: MigrateOptions): Promise<pg.Client> {
-  const endsAt = Date.now() + waitMs
-  const where = `${pgConfig.host ?? 'localhost'}:${pgConfig.port ?? 5432}`
-  for (let attempt = 0; ; attempt++) {
-    signal?.throwIfAborted()
-    const leftMs = endsAt - Date.now()
-    const client = new pg.Client({
-      keepAlive: true,
-      ...pgConfig,
-      connectionTimeoutMillis: Math.min(pgConfig.connectionTimeoutMillis || 10_000, Math.max(leftMs, 1_000)),
-      stream: () => new Socket(signal ? { signal } : {}),
-    })
-    client.on('error', () => {}) // a pending query rejects with it, and 'end' follows
-    try {
-      await client.connect()
-      return client
-    } catch (error) {
-      signal?.throwIfAborted()
-      const what = `user "${pgConfig.user}", database "${pgConfig.database}" at ${where}`
-      const reason = explainConnectFailure(error)
-      if (!PASSING.has(classifyConnect(error))) {
-        throw new MigrationError('refused', `Refused for ${what}: ${reason}.`, error)
-      }
-      const delayMs = Math.min(250 * 2 ** attempt, 5_000) * (0.5 + Math.random() / 2)
-      if (delayMs > leftMs) {
-        throw new MigrationError('unreachable', `Not reached in ${waitMs} ms, ${what}: ${reason}.`, error)
-      }
-      if (attempt === 0) log(`waiting for the database: ${reason}`)
-      await sleep(delayMs, undefined, signal && { signal }).catch(() => {}) // the loop throws the reason
-    }
-  }
 }
 
 function codeOf(error: unknown): string | undefined {

@@ -10,13 +10,8 @@ import { inspect } from 'node:util'
 import pg from 'pg'
 import { parseIntoClientConfig } from 'pg-connection-string'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import {
-  MigrationError,
-  type MigrateOptions,
-  type MigrateResult,
-  migrate,
-  pendingMigrations,
-} from '../../src/db/migrate.js'
+import { type MigrateOptions, type MigrateResult, migrate, pendingMigrations } from '../../src/db/migrate.js'
+import { MigrationError } from '../../src/db/migration-error.js'
 
 const serverUrl = process.env['TEST_POSTGRES_URL'] ?? '' // set by test/postgres-server.ts
 const root = resolve(import.meta.dirname, '../..')

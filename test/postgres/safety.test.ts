@@ -94,6 +94,14 @@ describe('a table of gary_owner', () => {
     ])
   })
 
+  it('is named also where the older application owns it, as it may beside this one', async () => {
+    const owned = 'create role adopt_older_owner; alter table auth_users owner to adopt_older_owner;'
+    expect(await faultsAfter(owned)).toEqual([])
+    expect(await faultsAfter(`${owned} alter table auth_users no force row level security`)).toEqual([
+      'the table auth_users lacks row-level security, FORCE or a policy',
+    ])
+  })
+
   it('is named when it is a partition that a role of the service may use by itself', async () => {
     for (const privilege of ['select', 'select (id)', 'delete']) {
       expect(await faultsAfter(`grant ${privilege} on audit_events_default to gary_caller`)).toEqual([
