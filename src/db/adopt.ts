@@ -36,15 +36,15 @@ export async function copyOlderTables(
   { owner: login, granted }: OlderTables,
   { ownerName, ring }: AdoptionSettings,
 ): Promise<Telling> {
-  const { owner, clashes, counts } = await pastPolicies(client, async () => {
-    const { users, owner, clashes } = await copyUsers(client, ownerName)
+  const { owner, clashes, activated, counts } = await pastPolicies(client, async () => {
+    const { users, ...copied } = await copyUsers(client, ownerName)
     const sessions = await copySessions(client)
     const found = await countOlderTokens(client)
     const tokens = ring === null ? 0 : await copyTokens(client, ring)
     for (const name of OLDER_NAMES) await moveIdentityOn(client, name)
     const complete = ring !== null || found === 0
     await client.query('INSERT INTO public.auth_adoption (oauth_tokens) VALUES ($1)', [complete])
-    return { owner, clashes, counts: { users, ...sessions, tokens, tokens_left: complete ? 0 : found } }
+    return { ...copied, counts: { users, ...sessions, tokens, tokens_left: complete ? 0 : found } }
   })
   await letOlderApplicationIn(client, login)
   await recordStep(client, 'adoption.complete', 'Tables of the older application taken over', {
@@ -55,6 +55,8 @@ export async function copyOlderTables(
 
   const warned = await timeZoneWarnings(client, login)
   if (owner === null && counts.users > 0) warned.push('no user is active: nobody became the owner')
+  if (activated.length > 0)
+    warned.push(`is_active was NULL, and is now true as by default, for ${activated.join(', ')}`)
   if (clashes.length > 0) warned.push(describeClashes(clashes))
   if (counts.tokens_left > 0) warned.push(tokensLeftOut(counts.tokens_left))
   if (granted.length > 0)
@@ -97,16 +99,20 @@ interface CopiedUsers {
   users: number
   owner: { id: number; username: string } | null
   clashes: NamedUser[][]
+  /** Names of those whose is_active was NULL. */
+  activated: string[]
 }
 
 async function copyUsers(client: pg.ClientBase, ownerName: string | undefined): Promise<CopiedUsers> {
-  const { rows } = await client.query<{ id: number; username: string; active: boolean }>(
-    'SELECT id, username, coalesce(is_active, true) AS active FROM legacy.auth_users ORDER BY id',
+  const { rows } = await client.query<{ id: number; username: string; active: boolean; unsaid: boolean }>(
+    `SELECT id, username, coalesce(is_active, true) AS active, is_active IS NULL AS unsaid
+       FROM legacy.auth_users ORDER BY id`,
   )
   const { keys, clashes } = foldNames(rows.map(({ id, username }) => ({ id, username, username_key: null })))
   const owner = chooseOwner(rows, ownerName)
   await client.query(COPY_USERS, [[...keys.keys()], [...keys.values()], owner?.id ?? null])
-  return { users: rows.length, owner, clashes }
+  const activated = rows.filter(({ unsaid }) => unsaid).map(({ username }) => quoted(username))
+  return { users: rows.length, owner, clashes, activated }
 }
 
 async function copySessions(client: pg.ClientBase): Promise<{ sessions: number; sessions_left: number }> {
