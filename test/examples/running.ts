@@ -19,8 +19,13 @@ export interface Service {
 type Variables = Record<string, string>
 
 /** Runs a program of the repository to its end; only PATH and what is given are in its environment. */
-export async function run(command: string, args: string[], env: Variables = {}): Promise<Outcome> {
-  const child = start(command, args, env)
+export async function run(
+  command: string,
+  args: string[],
+  env: Variables = {},
+  input: string | null = null,
+): Promise<Outcome> {
+  const child = start(command, args, env, input)
   const output = { stdout: '', stderr: '' }
   child.stdout?.on('data', (chunk: string) => (output.stdout += chunk))
   child.stderr?.on('data', (chunk: string) => (output.stderr += chunk))
@@ -79,13 +84,14 @@ function readyPort(child: ChildProcess): Promise<string> {
   })
 }
 
-function start(command: string, args: string[], env: Variables): ChildProcess {
+function start(command: string, args: string[], env: Variables, input: string | null = null): ChildProcess {
   const child = spawn(command, args, {
     cwd: root,
     env: { PATH: process.env['PATH'], HOME: process.env['HOME'], ...env },
-    stdio: ['ignore', 'pipe', 'pipe'],
+    stdio: [input === null ? 'ignore' : 'pipe', 'pipe', 'pipe'],
   })
-  child.stdout.setEncoding('utf8')
-  child.stderr.setEncoding('utf8')
+  child.stdin?.end(input)
+  child.stdout?.setEncoding('utf8')
+  child.stderr?.setEncoding('utf8')
   return child
 }
