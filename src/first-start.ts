@@ -1,6 +1,6 @@
 import { SCOPES, type Scope, createKey, deleteKey, keysOfUser } from './db/api-keys.js'
 import { SYSTEM, asCaller } from './db/as-caller.js'
-import { NO_REQUEST, type ServiceEvent } from './db/audit.js'
+import { NO_REQUEST, type ServiceEvent, recordEvent } from './db/audit.js'
 import type { Db, Tx } from './db/database.js'
 import { forgetSetupTokens, storeSetupToken } from './db/setup.js'
 import { inTransaction } from './db/transaction.js'
@@ -9,7 +9,7 @@ import { AppError } from './errors.js'
 import { type Passwords, assertPasswordReadable } from './security/passwords.js'
 import { createToken, hashToken, tokenKind } from './security/tokens.js'
 
-const SETUP_SECONDS = 3600
+export const SETUP_SECONDS = 3600
 const SERVICE_USER = 'gary-zero'
 const SERVICE_SCOPES: readonly Scope[] = SCOPES.filter(
   (scope) => !scope.startsWith('users:') && scope !== 'reports:read',
@@ -31,12 +31,8 @@ export async function ensureFirstOwner(
     await tx.executeQuery(lockSetup(tx))
     const { rows } = await tx.executeQuery(anyUser(tx))
     if (rows.length > 0) return null
+    if (given === undefined || passwordHash === undefined) return await newSetupToken(tx)
     await tx.executeQuery(forgetSetupTokens(tx))
-    if (given === undefined || passwordHash === undefined) {
-      const token = createToken('gzi_')
-      await tx.executeQuery(storeSetupToken(tx, hashToken(token), SETUP_SECONDS))
-      return token
-    }
     const owner = {
       username: given.username,
       passwordHash,
@@ -48,6 +44,34 @@ export async function ensureFirstOwner(
     )
     return null
   })
+}
+
+/**
+ * A set-up token that somebody asked for, told of by `event`; valid for an hour, the former one with that void. null
+ * when there is a user already.
+ */
+export async function renewSetupToken(db: Db, event: ServiceEvent): Promise<string | null> {
+  return await inTransaction(db, event.caller, async (tx) => {
+    await tx.executeQuery(lockSetup(tx))
+    const { rows } = await tx.executeQuery(anyUser(tx))
+    if (rows.length > 0) return null
+    const token = await newSetupToken(tx)
+    await tx.executeQuery(recordEvent(tx, event))
+    return token
+  })
+}
+
+async function newSetupToken(tx: Tx): Promise<string> {
+  const token = createToken('gzi_')
+  await tx.executeQuery(forgetSetupTokens(tx))
+  await tx.executeQuery(storeSetupToken(tx, hashToken(token), SETUP_SECONDS))
+  return token
+}
+
+/** The command that makes the first owner with the token, of the service at this port. */
+export function setupLine(token: string, port: number): string {
+  const body = `{"setup_token":"${token}","username":"me","password":"CHOOSE-A-LONG-ONE"}`
+  return `curl -s http://localhost:${port}/v1/setup -H 'content-type: application/json' -d '${body}'`
 }
 
 async function hashOf(passwords: Passwords, password: string): Promise<string> {

@@ -4,10 +4,9 @@ import type { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type HttpBindings, createAdaptorServer } from '@hono/node-server'
 import { type AppDeps, createApp } from './app.js'
-import { asApp } from './db/as-caller.js'
 import { createDatabase } from './db/database.js'
 import { PASSING, classify, explainConnectFailure, meaningOf } from './db/pg-errors.js'
-import { safetyFaults } from './db/safety.js'
+import { assertSafe } from './db/safety.js'
 import type { ConnectionSource } from './db/source.js'
 import type { Env } from './env.js'
 import { AppError } from './errors.js'
@@ -106,18 +105,7 @@ export function createService(options: ServiceOptions) {
   }
 
   async function prepare(): Promise<void> {
-    if (options.checkRoles) {
-      const faults = (await asApp(db, safetyFaults())).map(({ fault }) => fault)
-      const missing = faults.filter((fault) => fault.endsWith('run the migrations'))
-      if (missing.length > 0)
-        throw new AppError('unavailable', 'not migrated', { cause: new Error(missing.join('; ')) })
-      if (faults.length > 0) {
-        throw new AppError(
-          'invalid_request',
-          `This database is not safe to serve from:\n  ${faults.join('\n  ')}`,
-        )
-      }
-    }
+    if (options.checkRoles) await assertSafe(db)
     const { AUTH_LOGIN: username, AUTH_PASSWORD: password } = env
     const owner = username === undefined || password === undefined ? undefined : { username, password }
     const token = await ensureFirstOwner(db, passwords, owner)

@@ -3,7 +3,7 @@ import { type Compilable, type QueryCreator, type RawBuilder, sql } from 'kysely
 import { canonicalJson } from '../security/json-text.js'
 import type { JsonObject } from '../security/json-tree.js'
 import { type Caller, SYSTEM, actorText } from './as-caller.js'
-import type { Db } from './database.js'
+import type { Db, Tx } from './database.js'
 import type { DB } from './types.js'
 
 /** What ties an event to the request it came with; all of it reaches the trail and the log. */
@@ -77,7 +77,7 @@ export function withAudit<D extends DB>(
 }
 
 /** An event of the service that tells of no change (a report was run): a statement of its own. */
-export function recordEvent(db: Db, event: ServiceEvent): Compilable<{ one: number }> {
+export function recordEvent(db: Db | Tx, event: ServiceEvent): Compilable<{ one: number }> {
   const change = db.with('change', () => sql<{ one: number }>`(select 1 as one)`)
   return withAudit(change, event).selectFrom('change').select('change.one')
 }

@@ -1,4 +1,24 @@
 import { type Compilable, CompiledQuery } from 'kysely'
+import { AppError } from '../errors.js'
+import { asApp } from './as-caller.js'
+import type { Db } from './database.js'
+
+/** Throws `unavailable` for a database that is not migrated, `invalid_request` with what makes it unsafe to work on. */
+export async function assertSafe(db: Db): Promise<void> {
+  const faults = (await asApp(db, safetyFaults())).map(({ fault }) => fault)
+  const missing = faults.filter((fault) => fault.endsWith('run the migrations'))
+  if (missing.length > 0) {
+    throw new AppError('unavailable', 'The database is not migrated: run the command migrate.', {
+      cause: new Error(missing.join('; ')),
+    })
+  }
+  if (faults.length > 0) {
+    throw new AppError(
+      'invalid_request',
+      `This database is not safe to serve from:\n  ${faults.join('\n  ')}`,
+    )
+  }
+}
 
 /**
  * What makes this connection or database unsafe to serve from, a sentence a row; no row means safe.

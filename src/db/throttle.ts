@@ -55,13 +55,19 @@ export function endAttempt(buckets: Buckets, outcome: 'succeeded' | 'failed' | '
   ])
 }
 
-/** All that holds an account up, wherever from. For APP. */
-export function forgetAttempts(db: Db | Tx, account: string): Compilable<unknown> {
+/** All that holds an account up, wherever from; a row a bucket. For APP. */
+export function forgetAttempts(db: Db | Tx, account: string): Compilable<{ bucket: string }> {
   return db
     .deleteFrom('auth_throttle')
     .where((eb) =>
       eb.or([eb('bucket', '=', `account:${account}`), eb('bucket', 'like', `pair:${account}:%`)]),
     )
+    .returning('bucket')
+}
+
+/** Whether anybody has tried to sign in of late: no row, or one. For asApp. */
+export function anyAttempt(db: Db): Compilable<{ bucket: string }> {
+  return db.selectFrom('auth_throttle').select('bucket').where('bucket', 'like', 'account:%').limit(1)
 }
 
 /** What no rule looks at any more: after a day, and after 90 where somebody has signed in. For JOBS. */

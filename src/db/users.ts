@@ -56,19 +56,28 @@ export function usernameKey(name: string): string {
   return normalizeUsername(name).toLowerCase()
 }
 
-/**
- * The only query that reads a password hash. A row whose name is written exactly so comes first; rows
- * that other programs inserted have no key and are found by the exact name alone. For asApp.
- */
+/** The only query that reads a password hash. For asApp. */
 export function credentialsByUsername(
   db: Db,
   username: string,
 ): Compilable<User & { password_hash: string }> {
+  return signingInAs(db, username).select('password_hash').$narrowType<{ role: Role }>()
+}
+
+/** Who signs in by that name, when the caller may see that user. */
+export function userByName(db: Db | Tx, username: string): Compilable<User> {
+  return signingInAs(db, username).$narrowType<{ role: Role }>()
+}
+
+/**
+ * A row whose name is written exactly so comes first; rows that other programs inserted have no key and are found
+ * by the exact name alone.
+ */
+function signingInAs(db: Db | Tx, username: string) {
   const name = normalizeUsername(username)
   return db
     .selectFrom('auth_users')
     .select(USER_COLUMNS)
-    .select('password_hash')
     .where((eb) =>
       eb.or([
         eb('username', '=', name),
@@ -81,7 +90,6 @@ export function credentialsByUsername(
       eb.case().when('username', '=', username).then(0).when('username', '=', name).then(1).else(2).end(),
     )
     .limit(1)
-    .$narrowType<{ role: Role }>()
 }
 
 /** How many users there are, at most `limit`: whether set-up is still open. */
@@ -107,6 +115,11 @@ export function activeUser(db: Db, id: number): Compilable<{ id: number; role: R
 /** The user, when the caller may see one. */
 export function userById(db: Db | Tx, id: number): Compilable<User> {
   return db.selectFrom('auth_users').select(USER_COLUMNS).where('id', '=', id).$narrowType<{ role: Role }>()
+}
+
+/** What those of these ids are called, whom the caller may see. */
+export function usernamesOf(db: Db, ids: readonly number[]): Compilable<{ id: number; username: string }> {
+  return db.selectFrom('auth_users').select(['id', 'username']).where('id', 'in', ids)
 }
 
 export interface UserFilters {

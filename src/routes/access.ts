@@ -1,5 +1,6 @@
 import type { Scope } from '../db/api-keys.js'
 import { ROLES, type Role } from '../db/users.js'
+import { validationFailed } from '../errors.js'
 
 /** What an operation takes of whoever asks for it. */
 export interface Access {
@@ -74,6 +75,15 @@ export const SCOPE_ROLES: Record<Scope, readonly Role[]> = {
   'audit:write': ROLES,
   'audit:read': ROLES,
   'reports:read': REPORT_READERS,
+}
+
+/** Throws `validation_failed` for a scope that one of these roles has no use for. */
+export function requireUsable(scopes: readonly Scope[], roles: readonly Role[]): void {
+  for (const [index, scope] of scopes.entries()) {
+    const role = roles.find((role) => !SCOPE_ROLES[scope].includes(role))
+    if (role !== undefined)
+      throw validationFailed(`/scopes/${index}`, `The scope ${scope} is of no use to the role ${role}.`)
+  }
 }
 
 /** 3 to 1, as gary.rank() of the database has it. */

@@ -1,23 +1,19 @@
 import { createRoute, z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
-import { SCOPES, type Scope, createKey, deleteKey, keysPage } from '../db/api-keys.js'
+import { SCOPES, createKey, deleteKey, keysPage } from '../db/api-keys.js'
 import { asCaller } from '../db/as-caller.js'
 import { type Role, type User, userById } from '../db/users.js'
 import { AppError, notFound, validationFailed } from '../errors.js'
 import { createToken, hashToken } from '../security/tokens.js'
-import { isWellFormedText } from '../security/well-formed-text.js'
-import { SCOPE_ROLES, rankOf } from './access.js'
+import { rankOf, requireUsable } from './access.js'
 import { type CallerDeps, guard, requireFreshPassword } from './caller.js'
 import type { AppEnv } from './context.js'
 import { decodeCursor, encodeCursor, limit } from './cursor.js'
 import { eventOf } from './events.js'
 import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
-import { idParam, json, problems, timestamp } from './schemas.js'
+import { idParam, json, keyName, problems, timestamp } from './schemas.js'
 import { timeIn } from './time.js'
 import { createRouter, jsonBody } from './validate.js'
-
-/** Names of the keys that SERVICE_API_KEY makes and revokes. */
-const RESERVED = /^SERVICE_API_KEY\b/
 
 const keySchema = z
   .object({
@@ -32,16 +28,7 @@ const keySchema = z
   })
   .openapi('ApiKey')
 const newKey = z.strictObject({
-  name: z
-    .string()
-    .trim()
-    .min(1)
-    .max(128)
-    .refine(
-      (name) => isWellFormedText(name) && !/\p{Cc}/u.test(name),
-      'must be text without control characters',
-    )
-    .refine((name) => !RESERVED.test(name), 'is reserved'),
+  name: keyName,
   scopes: z
     .array(z.enum(SCOPES))
     .min(1)
@@ -110,6 +97,7 @@ export function apiKeyRoutes(deps: CallerDeps & IdempotencyDeps) {
         const token = createToken('gzk_')
         return await idempotent(c, deps, async (db, once) => {
           const holder = await keyHolder(c, db, user_id ?? c.var.session.id)
+          // Also of the maker: or an admin could have done by a program's key what is an owner's alone.
           requireUsable(scopes, [holder.role, c.var.caller.role as Role])
           const key = {
             userId: holder.id,
@@ -172,15 +160,6 @@ async function keyHolder(
     throw new AppError('forbidden', 'You make keys for yourself and for users of lower rank.')
   if (!user.is_active) throw new AppError('conflict', 'The user is not active.')
   return user
-}
-
-/** Also of the maker: or an admin could have done by a program's key what is an owner's alone. */
-function requireUsable(scopes: readonly Scope[], roles: readonly Role[]): void {
-  for (const [index, scope] of scopes.entries()) {
-    const role = roles.find((role) => !SCOPE_ROLES[scope].includes(role))
-    if (role !== undefined)
-      throw validationFailed(`/scopes/${index}`, `The scope ${scope} is of no use to the role ${role}.`)
-  }
 }
 
 function keyEvent(

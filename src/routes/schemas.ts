@@ -15,6 +15,21 @@ export const username = z
   .refine((name) => name.length >= 1 && name.length <= 255, 'must have 1 to 255 characters')
   .refine((name) => !/[\p{Cc}\p{Cf}:]/u.test(name), 'must have no control characters and no ":"')
 
+/** Names of the keys that SERVICE_API_KEY makes and revokes. */
+const RESERVED = /^SERVICE_API_KEY\b/
+
+/** What a new key is called. */
+export const keyName = z
+  .string()
+  .trim()
+  .min(1)
+  .max(128)
+  .refine(
+    (name) => isWellFormedText(name) && !/\p{Cc}/u.test(name),
+    'must be text without control characters',
+  )
+  .refine((name) => !RESERVED.test(name), 'is reserved')
+
 export const userSchema = z
   .object({
     id: z.int(),

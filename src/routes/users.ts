@@ -1,23 +1,18 @@
 import { createRoute, z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
-import { APP, asCaller } from '../db/as-caller.js'
+import { asCaller } from '../db/as-caller.js'
 import type { Db, Tx } from '../db/database.js'
 import { sqlState } from '../db/pg-errors.js'
 import { endSessions, sessionsPage } from '../db/sessions.js'
-import { forgetAttempts } from '../db/throttle.js'
 import { inTransaction } from '../db/transaction.js'
+import { applyChange, forgetFailures, replacePassword } from '../db/user-changes.js'
 import {
   NO_PASSWORD,
   ROLES,
   type Role,
   type User,
-  type UserChange,
-  changeUser,
   createUser,
   lockOwners,
-  otherActiveOwner,
-  setPassword,
-  unlockUser,
   userById,
   usernameTaken,
   usersPage,
@@ -245,12 +240,8 @@ export function userRoutes(deps: UserDeps) {
           async (db, once, hash) => {
             await transaction(db, c, async (tx) => {
               const user = await managed(tx, c, id)
-              if (user.role === 'service')
-                throw new AppError('conflict', 'A user of the role service has no password.')
               const event = userEvent(c, 'user.rotate_password', id, 'Password made anew')
-              const next = { hash, mustChange: true, keepSession: null }
-              const [rotated] = (await tx.executeQuery(setPassword(tx, user, next, event))).rows
-              if (rotated === undefined) throw changedMeanwhile()
+              await replacePassword(tx, user, hash, event)
             })
             once(id)
             return c.json({ password: made }, 200, noStore)
@@ -273,13 +264,10 @@ export function userRoutes(deps: UserDeps) {
         const { id } = c.req.valid('param')
         return await idempotent(c, deps, async (db) => {
           await transaction(db, c, async (tx) => {
-            const { username } = await managed(tx, c, id)
-            const { account } = bucketsOf(deps, username, null)
-            await asCaller(tx, APP, forgetAttempts(tx, account))
-            // Names its caller again, and what follows in this transaction is the caller's.
+            const user = await managed(tx, c, id)
+            const { account } = bucketsOf(deps, user.username, null)
             const event = userEvent(c, 'user.unlock', id, 'Failed sign-ins forgotten')
-            const [unlocked] = await asCaller(tx, c.var.caller, unlockUser(tx, id, event))
-            if (unlocked === undefined) throw notFound('user')
+            await forgetFailures(tx, c.var.caller, user, [account], event)
           })
           return c.body(null, 204)
         })
@@ -361,30 +349,9 @@ async function changed(
   const expected = preconditionOf(c)
   if (expected?.is === 'absent' || (expected?.is === 'version' && !expected.versions.includes(user.version)))
     throw stale()
-  const change = differences(user, patch)
-  if (Object.keys(change).length === 0) return user
-  const stays = (change.role ?? user.role) === 'owner' && (change.is_active ?? user.is_active)
-  if (user.role === 'owner' && user.is_active && !stays) {
-    const { rows } = await tx.executeQuery(otherActiveOwner(tx, id))
-    if (rows.length === 0) throw new AppError('conflict', 'The last active owner must stay.')
-  }
-  if (change.role === 'service' || user.role === 'service') {
-    if (change.role !== undefined)
-      throw validationFailed('/role', 'service is a role for life: such a user has no password.')
-  }
-  const event = userEvent(c, action, id, `User changed: ${Object.keys(change).join(', ')}`, { ...change })
-  const [next] = (await tx.executeQuery(changeUser(tx, user, change, event))).rows
-  if (next === undefined) throw changedMeanwhile()
-  return next
-}
-
-function differences(user: User, patch: z.output<typeof userPatch>): UserChange {
-  const change: UserChange = {}
-  if (patch.role !== undefined && patch.role !== user.role) change.role = patch.role
-  if (patch.is_active !== undefined && patch.is_active !== user.is_active) change.is_active = patch.is_active
-  if (patch.must_change_password !== undefined && patch.must_change_password !== user.must_change_password)
-    change.must_change_password = patch.must_change_password
-  return change
+  return await applyChange(tx, user, patch, (change) =>
+    userEvent(c, action, id, `User changed: ${Object.keys(change).join(', ')}`, { ...change }),
+  )
 }
 
 /** The user, or 404 for one whom the caller may not see. */
@@ -411,10 +378,6 @@ function userResponse(c: Context<AppEnv>, user: User) {
   if (isUnchanged(c, user.version)) return c.body(null, 304, { etag: etag(user.version) }) as never
   c.header('etag', etag(user.version))
   return c.json(user, 200)
-}
-
-function changedMeanwhile(): AppError {
-  return new AppError('conflict', 'The user was changed in the same moment; try again.')
 }
 
 function userEvent(
