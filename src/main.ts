@@ -10,8 +10,9 @@ import { type MigrateOptions, migrate } from './db/migrate.js'
 import { underLock, whenUnlocked } from './db/migration-lock.js'
 import { type Env, readEnv } from './env.js'
 import { AppError } from './errors.js'
-import { parseServiceKeys } from './first-start.js'
+import { parseServiceKeys, setupLine } from './first-start.js'
 import { createLogger } from './logger.js'
+import { OPERATOR_USAGE, isOperators, runOperator } from './operator/run.js'
 import { username } from './routes/schemas.js'
 import { assertPasswordReadable } from './security/passwords.js'
 import { type KeyRing, parseEncryptionKeys } from './security/secret-box.js'
@@ -30,11 +31,18 @@ const USAGE = `usage: node dist/main.js <command>
   create-login <name>   a login for the service that can do nothing else; prints its password once
   dev                   service and private PostgreSQL in DATA_DIR (or DATABASE_URL), migrated
   dev --memory          the same API over memory; nothing is kept
+
+operators' commands, on DATABASE_URL; --json prints one line of JSON, and what is missing is asked for on a terminal:
+${OPERATOR_USAGE}
 `
 
 /** Runs a command of the process's arguments; the exit code is 0 for done, 1 for failed, 2 for wrong usage. */
 async function main(args: string[]): Promise<void> {
   const [command, ...rest] = args
+  if (isOperators(args)) {
+    process.exitCode = await runOperator(args, process, environment)
+    return
+  }
   if (command === 'serve' && rest.length === 0)
     return await runService(environment(), requireUrl(environment()))
   if (command === 'migrate' && rest.length === 0) return await runMigrate(environment())
@@ -198,11 +206,6 @@ ${setup === '' ? '' : `    ${setup}\n`}    curl -s ${base}/v1/auth/login -H 'con
   look around: ${base}/openapi.json  ${base}/health
   stop with Ctrl-C
 `)
-}
-
-function setupLine(token: string, port: number): string {
-  const body = `{"setup_token":"${token}","username":"me","password":"CHOOSE-A-LONG-ONE"}`
-  return `curl -s http://localhost:${port}/v1/setup -H 'content-type: application/json' -d '${body}'`
 }
 
 /** Made once and kept beside the data it protects: fit for development, not for production. */
