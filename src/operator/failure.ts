@@ -3,7 +3,7 @@ import { AppError } from '../errors.js'
 import { redactText } from '../security/redact.js'
 import { printable } from './printing.js'
 
-/** Of a schema that is older than this version: no such table, column or function. */
+/** Of a schema that is older than this version: no such table, column or function. A right that is missing is one too. */
 const MISSING = new Set<string | undefined>(['42P01', '42703', '42883'])
 
 /** Why a command failed, in one line without stack or secret. */
@@ -16,12 +16,12 @@ export function failureLine(error: unknown): string {
 }
 
 function sentence(error: unknown): string {
-  if (MISSING.has(sqlState(error)))
+  const failure = classify(error)
+  if (MISSING.has(sqlState(error)) || failure === 'denied')
     return 'The database is not as this version needs it: run the command migrate.'
   if (!(error instanceof AppError)) return redactText(error instanceof Error ? error.message : String(error))
   const { cause } = error
   if (cause === undefined) return error.message
-  const failure = classify(error)
   // The one connection that a command has is not taken by another: it could not be made.
   if (failure === 'pool_wait') return 'The database cannot be reached: no connection in time.'
   if (meaningOf(failure).breaker === 'failure')
