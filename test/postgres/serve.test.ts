@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { createServer } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { afterEach, beforeAll, describe, expect, it } from 'vitest'
+import { build } from '../build.js'
 import { createPostgresDatabase } from '../engine.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
@@ -14,10 +15,7 @@ interface Running {
   exit: Promise<number | null>
 }
 
-beforeAll(async () => {
-  const build = spawn('npm', ['run', '--silent', 'build'], { cwd: root, stdio: 'inherit' })
-  expect((await once(build, 'exit'))[0]).toBe(0)
-})
+beforeAll(build)
 afterEach(async () => {
   for (const { child, exit } of children.splice(0)) {
     child.kill('SIGKILL')
