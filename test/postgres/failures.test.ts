@@ -630,7 +630,10 @@ describe('a server without room', () => {
 describe('a pool without room', () => {
   it('is ignored', async () => {
     const db = open({ budgets: { ...budgetsFor(60_000), acquireMs: 200 } })
-    const row = await db.connection().execute(async () => await metConnecting(db))
+    const row = await db.connection().execute(async (holder) => {
+      await holder.executeQuery(CompiledQuery.raw('select 1'))
+      return await metConnecting(db)
+    })
     expect(row).toEqual({
       class: 'pool_wait',
       writes: 'ignored',
