@@ -1,4 +1,4 @@
-// npm run test:mutations: takes away each guard that resilience rests on, one at a time and in a copy of the
+// npm run test:mutations: takes away each guard that resilience and taking over the older tables rest on, one at a time and in a copy of the
 // project, and shows that a test fails without it. Prints a table; exits with 1 when a guard is missed by no test.
 import { spawnSync } from 'node:child_process'
 import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -12,6 +12,9 @@ const POOL = 'src/db/guarded-pool.ts'
 const IDEMPOTENCY = 'src/routes/idempotency.ts'
 const CONNECTION = 'src/db/guarded-connection.ts'
 const DRIVER = 'src/db/database.ts'
+const ADOPT = 'src/db/adopt.ts'
+const OLDER = 'src/db/older-tables.ts'
+const FINISH = 'src/db/adopt-finish.ts'
 
 /** `take` must be in the file exactly once; `leave` is what stands there instead. */
 const GUARDS = [
@@ -301,6 +304,230 @@ const GUARDS = [
     take: 'source.connectPastCircuit()',
     leave: 'source.connect()',
     test: 'routes/health',
+  },
+  {
+    guard: 'adoption: one transaction',
+    file: OLDER,
+    take: '  // As Prisma makes it; without it',
+    leave: "  await client.query('COMMIT; BEGIN')\n  // As Prisma makes it; without it",
+    test: 'postgres/adopt-killed',
+  },
+  {
+    guard: 'adoption: the migration lock',
+    file: 'src/db/migration-lock.ts',
+    take: '    await takeLock(lock, OUR_LOCK, log)\n',
+    leave: '',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: the shape is looked at',
+    file: OLDER,
+    take: '    ...OLDER_NAMES.flatMap((name) => shapeFaults(name, tables)),\n',
+    leave: '',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: what depends on the tables is looked for',
+    file: OLDER,
+    take: '    ...(await dependents(client)),\n',
+    leave: '',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: only an owner of the tables',
+    file: OLDER,
+    take: '.filter(({ movable }) => !movable)',
+    leave: '.filter(() => false)',
+    test: 'postgres/adopt-logins',
+  },
+  {
+    guard: 'adoption: a locked table is waited for in turns',
+    file: OLDER,
+    take: "SET LOCAL lock_timeout = '${LOCK_WAIT}'",
+    leave: "SET LOCAL lock_timeout = '9${LOCK_WAIT}'",
+    test: 'postgres/adopt-killed',
+  },
+  {
+    guard: 'adoption: foreign tables beside ours',
+    file: OLDER,
+    take: '  await client.query(`CREATE TABLE IF NOT EXISTS _prisma_migrations (',
+    leave: '  void (() => `CREATE TABLE IF NOT EXISTS _prisma_migrations (',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: a failing file keeps its words',
+    file: 'prisma/engine.mjs',
+    take: "if (inTransaction) await client.query('ROLLBACK TO SAVEPOINT script').catch(() => {})",
+    leave: '',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: times are UTC',
+    file: ADOPT,
+    take: "o.last_login AT TIME ZONE 'UTC',",
+    leave: 'o.last_login,',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: session tokens are hashed',
+    file: ADOPT,
+    take: "encode(sha256(convert_to(o.session_token, 'UTF8')), 'hex'), o.user_id",
+    leave: 'o.session_token, o.user_id',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: ended sessions stay behind',
+    file: ADOPT,
+    take: " AND o.expires_at > now() AT TIME ZONE 'UTC'",
+    leave: '',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: ids are not given twice',
+    file: ADOPT,
+    take: '    for (const name of OLDER_NAMES) await moveIdentityOn(client, name)\n',
+    leave: '',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: nor those of deleted rows',
+    file: ADOPT,
+    take: "(SELECT max(id) FROM legacy.${name}),\n       pg_sequence_last_value(pg_get_serial_sequence('legacy.${name}', 'id')::regclass)))",
+    leave: '(SELECT max(id) FROM legacy.${name})))',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: a box opens at its place only',
+    file: 'src/security/oauth-secrets.ts',
+    take: "['oauth', userId, provider, column]",
+    leave: "['oauth', provider, column]",
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: names that clash have no key',
+    file: 'src/db/adopted-names.ts',
+    take: '    if (same.length > 1) folded.clashes.push(same)\n    else if',
+    leave: '    if (same.length > 1) folded.clashes.push(same)\n    if',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: a newer token stays',
+    file: ADOPT,
+    take: '\nON CONFLICT (user_id, provider) DO NOTHING',
+    leave: '\nON CONFLICT (user_id, provider) DO UPDATE SET access_token = EXCLUDED.access_token',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: an owner is past FORCE',
+    file: 'src/db/adopted-tables.ts',
+    take: "  await client.query(forceOnAll('NO FORCE'))\n",
+    leave: '',
+    test: 'postgres/adopt-logins',
+  },
+  {
+    guard: 'adoption: FORCE is put back',
+    file: 'src/db/adopted-tables.ts',
+    take: "  await client.query(forceOnAll('FORCE'))\n",
+    leave: '',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: a hidden row is an error',
+    file: 'src/db/adopted-tables.ts',
+    take: "  await client.query('SET LOCAL row_security = off')\n",
+    leave: '',
+    test: 'postgres/adopt-logins',
+  },
+  {
+    guard: 'adoption: no code of another login runs with our rights',
+    file: 'src/db/adopted-tables.ts',
+    take: '  await refuseForeignCode(client)\n',
+    leave: '',
+    test: 'postgres/adopt-logins',
+  },
+  {
+    guard: 'adoption: the older login has a policy',
+    file: ADOPT,
+    take: '    await client.query(\n      `CREATE POLICY ${SIDE_BY_SIDE_POLICY}',
+    leave: '    String(\n      `CREATE POLICY ${SIDE_BY_SIDE_POLICY}',
+    test: 'postgres/adopt-logins',
+  },
+  {
+    guard: 'adoption: the older login owns its tables',
+    file: ADOPT,
+    take: '    if (!owns) await client.query(`ALTER TABLE public.${name} OWNER TO ${role}`)\n',
+    leave: '',
+    test: 'postgres/adopt-logins',
+  },
+  {
+    guard: 'adoption: the older login is no member of gary_owner',
+    file: ADOPT,
+    take: 'if (!owns) await client.query(`ALTER TABLE public.${name} OWNER TO ${role}`)',
+    leave: 'if (!owns) await client.query(`GRANT gary_owner TO ${role}`)',
+    test: 'postgres/adopt-logins',
+  },
+  {
+    guard: 'adoption: a zone that is UTC in winter only is told',
+    file: ADOPT,
+    take: "\n    OR timestamp '2026-07-01' AT TIME ZONE zone <> timestamptz '2026-07-01 00:00Z'",
+    leave: '',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: the event commits with the copy',
+    file: ADOPT,
+    take: "  await recordStep(client, 'adoption.complete'",
+    leave: "  if (process.pid === 0) await recordStep(client, 'adoption.complete'",
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: finishing takes the policies away',
+    file: FINISH,
+    take: '    await client.query(`DROP POLICY IF EXISTS ${SIDE_BY_SIDE_POLICY} ON public.${name}`)\n',
+    leave: '',
+    test: 'postgres/adopt-logins',
+  },
+  {
+    guard: 'adoption: finishing takes the ownership away',
+    file: FINISH,
+    take: '    await client.query(`ALTER TABLE public.${name} OWNER TO gary_owner`)\n',
+    leave: '',
+    test: 'postgres/adopt-logins',
+  },
+  {
+    guard: 'adoption: finishing hashes what is in the clear',
+    file: FINISH,
+    take: '      const sessions = await client.query(HASH_TOKENS)',
+    leave: "      const sessions = await client.query('SELECT WHERE false')",
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: finishing leaves no token in the clear',
+    file: FINISH,
+    take: '  if (ring === null) {',
+    leave: '  if (ring === null) return 0\n  if (ring === undefined) {',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: finishing is done once',
+    file: FINISH,
+    take: '  if (found.finishedAt !== null) return [`finished already, at ${found.finishedAt}`]\n',
+    leave: '',
+    test: 'postgres/adopt',
+  },
+  {
+    guard: 'adoption: the three tables are checked whoever owns them',
+    file: 'src/db/safety.ts',
+    take: "(o.rolname = 'gary_owner' or c.relname in ('auth_users', 'auth_sessions', 'auth_oauth_tokens'))",
+    leave: "o.rolname = 'gary_owner'",
+    test: 'postgres/safety',
+  },
+  {
+    guard: 'adoption: a name is found exactly as it is stored',
+    file: 'src/db/users.ts',
+    take: "        eb('username', '=', username),\n",
+    leave: '',
+    test: 'postgres/adopt',
   },
 ]
 

@@ -54,7 +54,11 @@ export async function copyOlderTables(
   })
 
   const warned = await timeZoneWarnings(client, login)
-  if (owner === null && counts.users > 0) warned.push('no user is active: nobody became the owner')
+  if (owner === null && counts.users > 0) {
+    warned.push(
+      "no user is active, so nobody became the owner: UPDATE auth_users SET is_active = true, role = 'owner' WHERE id = …",
+    )
+  }
   if (activated.length > 0)
     warned.push(`is_active was NULL, and is now true as by default, for ${activated.join(', ')}`)
   if (clashes.length > 0) warned.push(describeClashes(clashes))

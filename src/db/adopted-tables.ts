@@ -2,6 +2,7 @@ import type pg from 'pg'
 import type { JsonObject } from '../security/json-tree.js'
 import { NO_REQUEST, recordSystemEvent } from './audit.js'
 import { createDatabase } from './database.js'
+import { MigrationError } from './migration-error.js'
 import { OLDER_NAMES } from './older-tables.js'
 
 const TABLES = [...OLDER_NAMES, 'auth_adoption'].map((name) => `public.${name}`)
@@ -51,10 +52,12 @@ export async function countOlderTokens(client: pg.ClientBase): Promise<number> {
 /**
  * Work on all rows of the adopted tables, as their owner: FORCE binds an owner who is no superuser, so it is taken
  * off and put back in the one transaction, and nobody finds it off. A policy that would still hide rows is an error
- * (42501) and not a smaller result.
+ * (42501) and not a smaller result. Rejects with a MigrationError `refused` when the tables hold code of another
+ * login, which would run with our rights.
  */
 export async function pastPolicies<T>(client: pg.ClientBase, work: () => Promise<T>): Promise<T> {
   await client.query(forceOnAll('NO FORCE'))
+  await refuseForeignCode(client)
   await client.query('SET LOCAL row_security = off')
   const result = await work()
   await client.query('SET LOCAL row_security = on')
@@ -101,6 +104,29 @@ export async function asApp<T>(client: pg.ClientBase, work: () => Promise<T>): P
     await client.query('SET ROLE NONE').catch(() => {}) // a failed transaction ends with the role it began with
   }
 }
+
+/** The older application's login may own the tables; whoever owns a table may have others run a function on it. */
+async function refuseForeignCode(client: pg.ClientBase): Promise<void> {
+  const { rows } = await client.query<{ found: string }>(FOREIGN_CODE, [TABLES])
+  if (rows.length === 0) return
+  const found = rows.map((row) => row.found).join(', ')
+  throw new MigrationError(
+    'refused',
+    `Nothing was changed, for this would run with the rights of this login: ${found}`,
+  )
+}
+
+/** What calls a function of an ordinary login's; policies do not, for whoever is past them. */
+const FOREIGN_CODE = `
+SELECT DISTINCT format('%s, which calls the function %s of %s', pg_describe_object(uses.classid, uses.objid, uses.objsubid),
+                       p.oid::regprocedure, o.rolname) AS found
+  FROM pg_depend part
+  JOIN pg_depend uses ON uses.classid = part.classid AND uses.objid = part.objid AND uses.refclassid = 'pg_proc'::regclass
+  JOIN pg_proc p ON p.oid = uses.refobjid
+  JOIN pg_roles o ON o.oid = p.proowner
+ WHERE part.classid <> 'pg_policy'::regclass AND part.refclassid = 'pg_class'::regclass AND part.refobjid = ANY ($1::text[]::regclass[])
+   AND NOT o.rolsuper AND o.rolname NOT IN (current_user, 'gary_owner')
+ ORDER BY 1`
 
 function forceOnAll(force: 'FORCE' | 'NO FORCE'): string {
   return TABLES.map((table) => `ALTER TABLE ${table} ${force} ROW LEVEL SECURITY`).join('; ')

@@ -133,7 +133,8 @@ async function expectAllOrNothing(): Promise<'untouched' | 'taken over'> {
 /** How many sessions of a migration the server still has: one that was cut off ends by itself. */
 async function sessions(): Promise<number> {
   const [row] = await older.query<{ n: number }>(
-    'select count(*)::int as n from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()',
+    `select count(*)::int as n from pg_stat_activity
+      where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'`,
   )
   return row?.n ?? 0
 }

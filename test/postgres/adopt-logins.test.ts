@@ -272,6 +272,27 @@ describe.each(SERVERS)('the older application beside this one, on %s', (native) 
         expect.soft(await stateOf(queryAt(urlOf('three', 'older'), text)), text).toBe(DENIED)
     })
 
+    it('has nobody else run its code: while there is any on the tables, nothing is done to them', async () => {
+      const asOlder = (text: string) => queryAt(urlOf('three', 'older'), text)
+      await asOlder(`
+        create function seize() returns trigger language plpgsql as $$
+          begin execute 'alter role older superuser'; return new; end $$;
+        create trigger innocent before update on auth_users for each row execute function seize()`)
+      await expect(finishAs('postgres', 'three')).rejects.toMatchObject({
+        code: 'refused',
+        message:
+          'Nothing was changed, for this would run with the rights of this login: trigger innocent on table auth_users, ' +
+          'which calls the function seize() of older',
+      })
+      expect(await superuser("select rolsuper from pg_roles where rolname = 'older'")).toEqual([
+        { rolsuper: false },
+      ])
+      expect(await superuser('select finished_at from auth_adoption', 'three')).toEqual([
+        { finished_at: null },
+      ])
+      await asOlder('drop trigger innocent on auth_users; drop function seize')
+    })
+
     it('later migrations and the end are the superuser’s, and then it has no right to the tables', async () => {
       expect((await takeOver(urlOf('three'))).applied).toEqual([])
       expect((await finishAs('postgres', 'three'))[0]).toContain('1 users, 1 sessions and 2 OAuth tokens')

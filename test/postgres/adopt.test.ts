@@ -37,7 +37,7 @@ afterEach(() => older.drop())
 /** Everything there is in the catalogue and in the older tables: what "nothing was changed" means. */
 async function everything(): Promise<unknown> {
   return await older.query(`
-    select n.nspname, c.relname, c.relkind, c.relacl::text, pg_get_userbyid(c.relowner) as owner, c.reltuples
+    select n.nspname, c.relname, c.relkind, c.relacl::text, pg_get_userbyid(c.relowner) as owner
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where n.nspname not like 'pg\\_%' and n.nspname <> 'information_schema' order by 1, 2`)
 }
@@ -282,7 +282,7 @@ describe('the owner', () => {
   it('is nobody when nobody is active, and that is told', async () => {
     await older.query('update auth_users set is_active = false')
     const { warned } = await takeOver(older.url)
-    expect(warned).toContain('no user is active: nobody became the owner')
+    expect(warned).toContainEqual(expect.stringContaining('no user is active, so nobody became the owner'))
     expect(await older.query("select id from auth_users where role = 'owner'")).toEqual([])
   })
 })
@@ -585,7 +585,7 @@ describe('tables of the same names', () => {
     [
       'that belong to two logins',
       'alter table auth_sessions owner to pg_monitor',
-      /the tables have more than one owner: postgres, pg_monitor/,
+      /the tables have more than one owner: \S+, pg_monitor/,
     ],
     [
       'that are in the schema legacy already',
