@@ -2,7 +2,7 @@
 // ends with 1 when a request failed that must not.
 //   BENCH_SECONDS=20  BENCH_TRIES=500  BENCH_COST=10 (of the part that compares times; the other runs at 12)
 //   BENCH_DATABASE_URL=postgres://super...
-import { once } from 'node:events'
+import { once, setMaxListeners } from 'node:events'
 import { Agent, request } from 'node:http'
 import { cpus } from 'node:os'
 import { join } from 'node:path'
@@ -50,6 +50,7 @@ async function besideSessions() {
   let signedIn = 0
   let refused = 0
   const stopping = new AbortController()
+  setMaxListeners(SIGNING_IN, stopping.signal)
   const clients = names.map(async (name, index) => {
     while (!stopping.signal.aborted) {
       const { status, retryAfter } = await ask(service.port, 'POST', '/v1/auth/login', {
