@@ -8,7 +8,7 @@ import { createToken, hashToken } from '../security/tokens.js'
 import { rankOf, requireUsable } from './access.js'
 import { type CallerDeps, guard, requireFreshPassword } from './caller.js'
 import type { AppEnv } from './context.js'
-import { decodeCursor, encodeCursor, limit } from './cursor.js'
+import { idBehind, limit, pageOf } from './cursor.js'
 import { eventOf } from './events.js'
 import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { idParam, json, keyName, problems, timestamp } from './schemas.js'
@@ -66,13 +66,12 @@ export function apiKeyRoutes(deps: CallerDeps & IdempotencyDeps) {
       async (c) => {
         const { user_id, limit: size, cursor } = c.req.valid('query')
         const filters = { user_id }
-        const before =
-          cursor === undefined ? undefined : decodeCursor(cursor, filters, z.tuple([z.int().min(1)]))[0]
+        const before = idBehind(cursor, filters)
         const rows = await asCaller(db, c.var.caller, keysPage(db, user_id, before, size + 1))
-        const items = rows.slice(0, size)
-        const last = items.at(-1)
-        const next = rows.length > size && last !== undefined ? encodeCursor([last.id], filters) : null
-        return c.json({ items, next_cursor: next }, 200)
+        return c.json(
+          pageOf(rows, size, filters, ({ id }) => [id]),
+          200,
+        )
       },
     )
     .openapi(

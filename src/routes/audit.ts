@@ -15,7 +15,7 @@ import type { JsonTree } from '../security/json-tree.js'
 import { isWellFormedText } from '../security/well-formed-text.js'
 import { eventSchema, readEvent } from './audit-event.js'
 import { guard } from './caller.js'
-import { decodeCursor, encodeCursor, limit } from './cursor.js'
+import { decodeCursor, limit, pageOf } from './cursor.js'
 import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { json, problems, timestamp } from './schemas.js'
 import { timeIn } from './time.js'
@@ -178,13 +178,10 @@ export function auditRoutes(deps: AuditDeps) {
           c.var.caller,
           eventsPage(db, filter as EventFilter, size + 1, position),
         )
-        const items = rows.slice(0, size)
-        const last = items.at(-1)
-        const next =
-          rows.length > size && last !== undefined ? encodeCursor([last.received_at, last.id], filter) : null
+        const { items, next_cursor } = pageOf(rows, size, filter, ({ received_at, id }) => [received_at, id])
         return jsonText(
           c,
-          `{"items":[${items.map(eventJson).join(',')}],"next_cursor":${JSON.stringify(next)}}`,
+          `{"items":[${items.map(eventJson).join(',')}],"next_cursor":${JSON.stringify(next_cursor)}}`,
           200,
         )
       },

@@ -24,7 +24,7 @@ import type { KeyRing } from '../security/secret-box.js'
 import { guard, requireFreshPassword } from './caller.js'
 import { ADDRESSES, addressFor, addressText } from './config-address.js'
 import type { AppEnv } from './context.js'
-import { decodeCursor, encodeCursor, limit } from './cursor.js'
+import { decodeCursor, limit, pageOf } from './cursor.js'
 import {
   anyJson,
   entryResponse,
@@ -257,12 +257,10 @@ export function configRoutes(deps: ConfigDeps) {
               )[0]
         const rows = await asCaller(db, c.var.caller, revisionsOf(db, address, size + 1, before))
         if (rows.length === 0 && cursor === undefined) throw notFound('entry')
-        const items = rows.slice(0, size)
-        const last = items.at(-1)
-        const next = rows.length > size && last !== undefined ? encodeCursor([last.version], address) : null
+        const { items, next_cursor } = pageOf(rows, size, address, ({ version }) => [version])
         return jsonTree(
           c,
-          { items: items.map((row) => revisionOut(row, values === 'true')), next_cursor: next },
+          { items: items.map((row) => revisionOut(row, values === 'true')), next_cursor },
           200,
         )
       },

@@ -30,6 +30,24 @@ export function decodeCursor<T extends z.ZodType>(text: string, filters: object,
   return parsed.data
 }
 
+/** The id behind which a list by ids goes on; undefined on its first page. */
+export function idBehind(cursor: string | undefined, filters: object): number | undefined {
+  return cursor === undefined ? undefined : decodeCursor(cursor, filters, z.tuple([z.int().min(1)]))[0]
+}
+
+/** A page of `size`, from rows of which one more was asked for; the cursor is the place of its last one. */
+export function pageOf<T>(
+  rows: readonly T[],
+  size: number,
+  filters: object,
+  placeOf: (row: T) => readonly (string | number)[],
+): { items: T[]; next_cursor: string | null } {
+  const items = rows.slice(0, size)
+  const last = items.at(-1)
+  const isMore = rows.length > size && last !== undefined
+  return { items, next_cursor: isMore ? encodeCursor(placeOf(last), filters) : null }
+}
+
 function fingerprint(filters: object): string {
   const entries = Object.entries(filters).filter(([, value]) => value !== undefined)
   return createHash('sha256').update(JSON.stringify(entries.sort())).digest('base64url').slice(0, 16)

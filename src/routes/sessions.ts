@@ -11,7 +11,7 @@ import {
 import { notFound } from '../errors.js'
 import { hashToken, tokenKind } from '../security/tokens.js'
 import { type CallerDeps, guard } from './caller.js'
-import { decodeCursor, encodeCursor, limit } from './cursor.js'
+import { idBehind, limit, pageOf } from './cursor.js'
 import { eventOf } from './events.js'
 import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { idParam, json, problems, sessionOut, sessionSchema, userSchema } from './schemas.js'
@@ -118,8 +118,7 @@ export function sessionRoutes(deps: CallerDeps & IdempotencyDeps) {
         const { limit: size, cursor } = c.req.valid('query')
         const { caller, session } = c.var
         const filters = { of: session.id }
-        const before =
-          cursor === undefined ? undefined : decodeCursor(cursor, filters, z.tuple([z.int().min(1)]))[0]
+        const before = idBehind(cursor, filters)
         const rows = await asCaller(
           db,
           caller,
@@ -191,10 +190,6 @@ export function sessionPageOut(
   filters: object,
   currentId: number | null,
 ): z.output<typeof pageSchema> {
-  const items = rows.slice(0, size).map((row) => sessionOut(row, currentId))
-  const last = items.at(-1)
-  return {
-    items,
-    next_cursor: rows.length > size && last !== undefined ? encodeCursor([last.id], filters) : null,
-  }
+  const { items, next_cursor } = pageOf(rows, size, filters, ({ session_id }) => [session_id])
+  return { items: items.map((row) => sessionOut(row, currentId)), next_cursor }
 }

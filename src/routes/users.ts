@@ -22,7 +22,7 @@ import { createPassword } from '../security/tokens.js'
 import { outranks, rankOf } from './access.js'
 import { type CallerDeps, guard, requireFreshPassword } from './caller.js'
 import type { AppEnv } from './context.js'
-import { decodeCursor, encodeCursor, limit } from './cursor.js'
+import { idBehind, limit, pageOf } from './cursor.js'
 import { eventOf } from './events.js'
 import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { etag, isUnchanged, preconditionOf, stale } from './preconditions.js'
@@ -91,12 +91,12 @@ export function userRoutes(deps: UserDeps) {
       async (c) => {
         const { limit: size, cursor, username, role, is_active: isActive } = c.req.valid('query')
         const filters = { username, role, isActive }
-        const after = cursor === undefined ? 0 : decodeCursor(cursor, filters, z.tuple([z.int().min(1)]))[0]
+        const after = idBehind(cursor, filters) ?? 0
         const rows = await asCaller(db, c.var.caller, usersPage(db, filters, after, size + 1))
-        const items = rows.slice(0, size)
-        const last = items.at(-1)
-        const next = rows.length > size && last !== undefined ? encodeCursor([last.id], filters) : null
-        return c.json({ items, next_cursor: next }, 200)
+        return c.json(
+          pageOf(rows, size, filters, ({ id }) => [id]),
+          200,
+        )
       },
     )
     .openapi(
@@ -295,8 +295,7 @@ export function userRoutes(deps: UserDeps) {
         const { limit: size, cursor } = c.req.valid('query')
         const { id } = await visible(db, c, c.req.valid('param').id)
         const filters = { of: id }
-        const before =
-          cursor === undefined ? undefined : decodeCursor(cursor, filters, z.tuple([z.int().min(1)]))[0]
+        const before = idBehind(cursor, filters)
         const { caller } = c.var
         const rows = await asCaller(db, caller, sessionsPage(db, id, sessionIdleSeconds, before, size + 1))
         return c.json(sessionPageOut(rows, size, filters, caller.sessionId), 200)

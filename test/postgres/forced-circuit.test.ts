@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, it } from 'vitest'
 import type { ConnectionSource } from '../../src/db/source.js'
 import { createForcedCircuit } from '../../src/forced-circuit.js'
-import type { Correlation } from '../../src/db/audit.js'
+import { NO_REQUEST } from '../../src/db/audit.js'
 import type { Log } from '../../src/routes/context.js'
 import { type TestDatabase, createTestDatabase } from '../engine.js'
 import { eventually } from '../faults/eventually.js'
@@ -30,16 +30,7 @@ it('a command whose audit row was written and not acknowledged holds up none of 
   } as unknown as ConnectionSource
   const log: Log = { info: () => {}, warn: () => {}, error: () => {}, child: () => log }
   const circuit = createForcedCircuit(losing, log)
-  const correlation: Correlation = {
-    requestId: null,
-    traceId: null,
-    spanId: null,
-    sessionId: null,
-    ipAddress: null,
-    userAgent: null,
-    endpoint: null,
-  }
-  for (const to of ['open', 'closed', 'auto'] as const) circuit.force(to, correlation)
+  for (const to of ['open', 'closed', 'auto'] as const) circuit.force(to, NO_REQUEST)
   await eventually('all three are audited', async () => {
     const rows = await database.read("select event from audit_events where action = 'circuit.force'")
     return rows.length === 3 ? true : undefined
