@@ -216,7 +216,7 @@ class DatabaseAuth:
         """
         body = {"username": username, "password": password, "must_change_password": bool(must_change_password)}
         answer = self._call("POST", "/v1/users", body, key=self._admin_key, change=True, request_id=request_id)
-        if answer.status == 201:
+        if answer.status == 201 and isinstance(answer.get("username"), str):
             self._forget_refusals(username)
             return True
         if answer.code == "conflict":
@@ -530,8 +530,8 @@ class _Answer:
             document = json.loads(content) if content else {}
         except (ValueError, RecursionError):
             document = None
-        self._is_readable = isinstance(document, dict)
-        self._document = document if self._is_readable else {}
+        # Of what is no object nothing is found, and so it decides nothing.
+        self._document = document if isinstance(document, dict) else {}
         code = self._document.get("code")
         # Only the service's own refusals count: one of a proxy on the way knows nothing of passwords and rights.
         self.code = code if status >= 400 and isinstance(code, str) else None
@@ -549,7 +549,7 @@ class _Answer:
     def raise_for_everyone(self, is_by_key):
         """What any call may meet."""
         about = self.text(), self.status, self.code, self.retry_after
-        if self.status >= 500 or not self._is_readable:
+        if self.status >= 500:
             raise ServiceUnavailable(*about)
         if self.status == 429 and self.code == "too_many_requests":
             raise TooManyAttempts(*about)
@@ -687,6 +687,8 @@ class _Connections:
             )
         else:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=self._connect_timeout)
+        # One that was closed is not to be opened again behind our back: it would be in use for the other time limit.
+        connection.auto_open = False
         try:
             connection.connect()
             connection.sock.settimeout(self._read_timeout)

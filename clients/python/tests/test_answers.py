@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -54,18 +55,24 @@ CALLS = {
 }
 
 SIGNED_IN_AND_ACTIVE = {"active": True, "token": TOKEN, "session": SESSION}
+# Right but for its length.
+TOO_LONG = json.dumps(dict(SIGNED_IN_AND_ACTIVE, user=USER, items=[USER], password=PASSWORD)).encode()
+TOO_LONG += b" " * gary_zero_auth.MAX_ANSWER_BYTES
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 # What is no answer of the service, or one that says nothing of the question.
 NO_ANSWERS = {
     "not HTTP": b"SSH-2.0-OpenSSH\r\n" + Peer.CLOSE,
     "no status": b"HTTP/1.1 abc\r\n\r\n" + Peer.CLOSE,
+    "an echo": b"HTTP/1.1 " + PASSWORD.encode() + b"\r\n\r\n" + Peer.CLOSE,
     "nothing": Peer.CLOSE,
     "half a head": b"HTTP/1.1 200 OK\r\nContent-" + Peer.CLOSE,
     "half a body": SIGNED_IN[:-20] + Peer.CLOSE,
     "half a chunk": CHUNKED + b"ff\r\n{" + Peer.CLOSE,
     "a page": http_answer(200, b"<html>Welcome</html>"),
     "an empty page": http_answer(200),
+    "a page that was created": http_answer(201, b"<html>Created</html>"),
+    "something that was created": http_answer(201, {"id": 7}),
     "no UTF-8": http_answer(200, b'{"token": "\xff"}'),
     "a list": http_answer(200, [USER]),
     "an empty object": http_answer(200, {}),
@@ -73,8 +80,8 @@ NO_ANSWERS = {
     "another object": http_answer(200, {"active": "yes", "token": 5, "items": 3, "password": None}),
     "a user without id": http_answer(200, dict(SIGNED_IN_AND_ACTIVE, user={}, items=[{}])),
     "a user in other words": http_answer(200, dict(SIGNED_IN_AND_ACTIVE, user=dict(USER, is_active=1), items=[7])),
-    "too many chunks": CHUNKED + b"".join(b"80001\r\n" + b" " * 0x80001 + b"\r\n" for _ in range(2)) + b"0\r\n\r\n",
-    "too long": http_answer(200, b" " * (gary_zero_auth.MAX_ANSWER_BYTES + 1)),
+    "too many chunks": CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(TOO_LONG), TOO_LONG),
+    "too long": http_answer(200, TOO_LONG),
     "a redirect": http_answer(302, b"", {"Location": "http://127.0.0.1:1/"}),
     "401 of a proxy": http_answer(401, b"<html>Unauthorized</html>"),
     "401 with other JSON": http_answer(401, {"message": "Unauthorized"}),
@@ -87,6 +94,9 @@ NO_ANSWERS = {
     "422 in other words": problem(422, "validation_failed", errors=[["/password"], {"path": ["/password"]}, 5]),
     "422 about another field": problem(422, "validation_failed", errors=[{"path": "/other", "message": "no"}]),
     "429 of a proxy": http_answer(429, b"slow down"),
+    "429 with other JSON": http_answer(429, {"message": "slow down"}),
+    "500 in the words of a refusal": problem(500, "invalid_credentials"),
+    "502 in the words of another": problem(502, "conflict"),
     "500": problem(500, "internal"),
     "500 of a proxy": http_answer(500, b"oops"),
     "502": http_answer(502, b"<html>Bad gateway</html>"),
@@ -467,7 +477,8 @@ class Connections(unittest.TestCase):
 
     def test_are_left_when_the_server_says_close(self):
         def answer(request):
-            return all_is_well(request).replace(b"\r\n", b"\r\nConnection: close\r\n", 1) + Peer.CLOSE
+            # Which it may do a little later.
+            return all_is_well(request).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
 
         with Peer(answer) as peer, client(peer) as auth:
             for _ in range(3):
@@ -503,6 +514,13 @@ class Connections(unittest.TestCase):
                 time.sleep(0.05)
                 self.assertTrue(auth.authenticate_user("made-up", PASSWORD)[0])
             self.assertEqual(paths(peer), ["/v1/auth/login"] + ["/v1/sessions/validate"] * 3)
+
+    def test_that_were_all_closed_by_a_restart_cost_a_read_nothing(self):
+        with Peer(slowly(all_is_well)) as peer, client(peer) as auth:
+            in_threads(5, lambda _: auth.validate_session(TOKEN))
+            peer.close_connections()
+            time.sleep(0.05)
+            self.assertIsNotNone(auth.validate_session(TOKEN))
 
     def test_a_read_is_repeated_once_and_not_for_ever(self):
         with Peer(all_is_well) as peer, client(peer) as auth:
@@ -709,7 +727,11 @@ class Secrets(unittest.TestCase):
             peer.answer = lambda _: WRONG
             auth.authenticate_user("made-up", "wrong " + PASSWORD)
             peer.answer = lambda _: problem(429, "too_many_requests")
-            self.assertRaises(TooManyAttempts, auth.authenticate_user, "other", PASSWORD)
+            try:  # assertRaises would clear the traceback
+                auth.authenticate_user("other", PASSWORD)
+            except TooManyAttempts as error:
+                raised = error
+            self.assertIsNotNone(raised.__traceback__)
             self.assertNotIn(PASSWORD, repr(vars(auth)))
             self.assertEqual([len(auth._sessions), len(auth._refusals), len(auth._throttled)], [1, 1, 1])
             # A traceback has the variables of every call on the way.
@@ -726,6 +748,20 @@ class Secrets(unittest.TestCase):
             with self.assertRaises(ValueError) as caught:
                 DatabaseAuth("http://host", key)
             self.assertNotIn(PASSWORD, str(caught.exception))
+
+    def test_none_comes_along_with_an_error(self):
+        for name in ("half a body", "a page with a token", "half a chunk with a token"):
+            answers = dict(NO_ANSWERS)
+            answers["a page with a token"] = http_answer(200, b"<" + TOKEN.encode())
+            answers["half a chunk with a token"] = CHUNKED + b"ff\r\n" + TOKEN.encode() + Peer.CLOSE
+            self.assertIn(TOKEN.encode(), answers[name])
+            with Peer(only("/v1/auth/login", answers[name])) as peer, client(peer) as auth:
+                with self.assertRaises(ServiceUnavailable) as caught:
+                    auth.authenticate_user("made-up", PASSWORD)
+                error = caught.exception
+                while error is not None:
+                    self.assertNotIn(TOKEN, repr(error.args) + repr(vars(error)))
+                    error = error.__context__
 
     def test_of_two_keys_the_first_is_used(self):
         with Peer(all_is_well) as peer, DatabaseAuth(peer.url, KEY + ", gzk_other") as auth:

@@ -13,8 +13,6 @@ from gary_zero_auth import DatabaseAuth, NotAllowed, Refused, ServiceUnavailable
 
 PASSWORD = "long made-up Pässword ✓"
 ANOTHER = "another made-up Pässword"
-# The address of the tests; others are used where one must not count for another.
-HERE = "192.0.2.10"
 
 
 def setUpModule():
@@ -27,6 +25,8 @@ class WithTheService(unittest.TestCase):
         self.auth = self.client()
         self.user = service.new_user(PASSWORD)
         self.name = self.user["username"]
+        # Failures count for an address, also those of other tests.
+        self.here = "10.{}.{}.{}".format(*secrets.token_bytes(3))
 
     def client(self, admin=True, **options):
         admin_key = service.admin_key if admin else None
@@ -34,8 +34,8 @@ class WithTheService(unittest.TestCase):
         self.addCleanup(auth.close)
         return auth
 
-    def authenticate(self, password, auth=None, address=HERE):
-        return (auth or self.auth).authenticate_user(self.name, password, address)
+    def authenticate(self, password, auth=None, address=None):
+        return (auth or self.auth).authenticate_user(self.name, password, address or self.here)
 
     def assertVerified(self, succeeded, failed=0):
         self.assertEqual(service.verifications(self.user), (succeeded, failed))
@@ -58,7 +58,7 @@ class AuthenticateUser(WithTheService):
 
     def test_knows_wrong_unknown_and_inactive(self):
         self.assertEqual(self.authenticate("not " + PASSWORD), (False, None))
-        self.assertEqual(self.auth.authenticate_user("nobody-" + self.name, PASSWORD, HERE), (False, None))
+        self.assertEqual(self.auth.authenticate_user("nobody-" + self.name, PASSWORD, self.here), (False, None))
         service.as_owner("PATCH", "/v1/users/{}".format(self.user["id"]), {"is_active": False})
         self.assertEqual(self.authenticate(PASSWORD), (False, None))
 
@@ -66,7 +66,7 @@ class AuthenticateUser(WithTheService):
         for text in ("x" * 73, "✓" * 40, "x" * 2000, "NUL \0", "half \ud83d", "\udcff", " ", '"\\\r\n'):
             self.assertEqual(self.authenticate(text), (False, None), text)
         for name in ("NUL \0", "half \ud83d", "a:b", "x" * 300, " "):
-            self.assertEqual(self.auth.authenticate_user(name, PASSWORD, HERE), (False, None), name)
+            self.assertEqual(self.auth.authenticate_user(name, PASSWORD, self.here), (False, None), name)
         # Also where it comes from, as Flask gives it.
         agents = None, "", "Tab/1 \0\r\n ü" * 200
         for number, address in enumerate((None, "", "unknown", "::ffff:192.0.2.1", "fe80::1%eth0", "2001:db8::1")):
@@ -160,16 +160,16 @@ class CreateUser(WithTheService):
         self.assertIs(self.auth.create_user(name, PASSWORD), True)
         self.assertIs(self.auth.create_user(name, ANOTHER), False)
         self.assertIs(self.auth.create_user(name.upper(), ANOTHER), False)
-        success, user = self.auth.authenticate_user(name, PASSWORD, HERE)
+        success, user = self.auth.authenticate_user(name, PASSWORD, self.here)
         self.assertEqual((success, user["role"], user["must_change_password"]), (True, "user", False))
 
     def test_with_a_password_that_must_be_changed(self):
         name = "made-" + secrets.token_hex(6)
         self.assertTrue(self.auth.create_user(name, PASSWORD, must_change_password=True))
-        success, user = self.auth.authenticate_user(name, PASSWORD, HERE)
+        success, user = self.auth.authenticate_user(name, PASSWORD, self.here)
         self.assertEqual((success, user["must_change_password"]), (True, True))
         self.assertTrue(self.auth.change_password(name, PASSWORD, ANOTHER))
-        self.assertFalse(self.auth.authenticate_user(name, ANOTHER, HERE)[1]["must_change_password"])
+        self.assertFalse(self.auth.authenticate_user(name, ANOTHER, self.here)[1]["must_change_password"])
 
     def test_one_of_many_at_once(self):
         name = "made-" + secrets.token_hex(6)
@@ -261,7 +261,7 @@ class AKeyThatIsNotValid(WithTheService):
         auth = DatabaseAuth(service.url, "gzk_" + "x" * 43)
         self.addCleanup(auth.close)
         for ask in (
-            lambda: auth.authenticate_user(self.name, PASSWORD, HERE),
+            lambda: auth.authenticate_user(self.name, PASSWORD, self.here),
             lambda: auth.authenticate_user(self.name, ANOTHER),
             lambda: auth.change_password(self.name, PASSWORD, ANOTHER),
             lambda: auth.validate_session("gzs_" + "x" * 43),
@@ -272,7 +272,7 @@ class AKeyThatIsNotValid(WithTheService):
         # Nor is one that lacks the scope: this one may manage users and sign in nobody.
         auth = DatabaseAuth(service.url, service.admin_key)
         self.addCleanup(auth.close)
-        self.assertRaises(NotAllowed, auth.authenticate_user, self.name, PASSWORD, HERE)
+        self.assertRaises(NotAllowed, auth.authenticate_user, self.name, PASSWORD, self.here)
 
 
 class AnOutage(WithTheService):
