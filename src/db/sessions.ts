@@ -70,6 +70,8 @@ export function touchSession(db: Db, sessionId: number): Compilable<unknown> {
 
 export interface NewSession {
   userId: number
+  /** Of the user whose password was looked at. */
+  userVersion: number
   tokenHash: string
   ttlSeconds: number
   ipAddress: string | null
@@ -81,7 +83,10 @@ export type CreatedSession = Pick<
   'session_id' | 'session_created_at' | 'expires_at' | 'last_activity' | 'ip_address' | 'user_agent'
 > & { last_login: string }
 
-/** A sign-in: session, login time and audit row in one statement; no row when the user is inactive by now. */
+/**
+ * A sign-in: session, login time and audit row in one statement. No row when the user is inactive or another version
+ * by now: with the row locked, a password that is changed meanwhile opens no session, and lockUser finds every one.
+ */
 export function createSession(db: Db, session: NewSession, event: ServiceEvent): Compilable<CreatedSession> {
   const change = db
     .with('change', (qc) =>
@@ -99,7 +104,9 @@ export function createSession(db: Db, session: NewSession, event: ServiceEvent):
               sql<string>`cast(${session.userAgent} as text)`.as('user_agent'),
             ])
             .where('id', '=', session.userId)
-            .where('is_active', '=', true),
+            .where('version', '=', session.userVersion)
+            .where('is_active', '=', true)
+            .forUpdate(),
         )
         .returning([
           'id as session_id',

@@ -4,12 +4,13 @@ import { retryingConflicts } from './conflicts.js'
 import type { Db, Tx } from './database.js'
 
 /**
- * Several statements under one caller's identity, all or nothing. BEGIN and identity travel with the
+ * Several statements under one caller's identity, all or nothing; within a transaction of that caller they are part of it. BEGIN and identity travel with the
  * first statement; the first error is the one thrown. `work` may run up to three times (40001, 40P01),
  * so nothing outside the database belongs in it. After COMMIT was sent without an answer it rejects
  * with `outcome_unknown`.
  */
 export async function inTransaction<T>(db: Db, caller: Caller, work: (tx: Tx) => Promise<T>): Promise<T> {
+  if (db.isTransaction) return await work(db as Tx)
   return await retryingConflicts(
     async () =>
       await db.transaction().execute(async (tx) => {

@@ -3,7 +3,15 @@ import { APP, type Caller, asCaller } from './as-caller.js'
 import type { ServiceEvent } from './audit.js'
 import type { Tx } from './database.js'
 import { forgetAttempts } from './throttle.js'
-import { type User, type UserChange, changeUser, otherActiveOwner, setPassword, unlockUser } from './users.js'
+import {
+  type User,
+  type UserChange,
+  changeUser,
+  lockUser,
+  otherActiveOwner,
+  setPassword,
+  unlockUser,
+} from './users.js'
 
 /** How a user should be; a field that is absent stays as it is. */
 export type WantedUser = { [Field in keyof UserChange]: UserChange[Field] | undefined }
@@ -30,6 +38,7 @@ export async function applyChange(
     if (change.role !== undefined)
       throw validationFailed('/role', 'service is a role for life: such a user has no password.')
   }
+  await tx.executeQuery(lockUser(tx, user.id))
   const [next] = (await tx.executeQuery(changeUser(tx, user, change, eventOf(change)))).rows
   if (next === undefined) throw changedMeanwhile()
   return next
@@ -52,6 +61,7 @@ function differences(user: User, wanted: WantedUser): UserChange {
 export async function replacePassword(tx: Tx, user: User, hash: string, event: ServiceEvent): Promise<User> {
   if (user.role === 'service') throw new AppError('conflict', 'A user of the role service has no password.')
   const next = { hash, mustChange: true, keepSession: null }
+  await tx.executeQuery(lockUser(tx, user.id))
   const [rotated] = (await tx.executeQuery(setPassword(tx, user, next, event))).rows
   if (rotated === undefined) throw changedMeanwhile()
   return rotated

@@ -136,7 +136,11 @@ export function usersPage(
   size: number,
 ): Compilable<User> {
   let query = db.selectFrom('auth_users').select(USER_COLUMNS).where('id', '>', after)
-  if (username !== undefined) query = query.where('username_key', '=', usernameKey(username))
+  if (username !== undefined)
+    query = query.where((eb) =>
+      // Those that another program inserted have no key.
+      eb.or([eb('username_key', '=', usernameKey(username)), eb('username', '=', username)]),
+    )
   if (role !== undefined) query = query.where('role', '=', role)
   if (isActive !== undefined) query = query.where('is_active', '=', isActive)
   return query.orderBy('id').limit(size).$narrowType<{ role: Role }>()
@@ -277,6 +281,14 @@ export function unlockUser(tx: Tx, id: number, event: ServiceEvent): Compilable<
       .returning('username'),
   )
   return withAudit(change, event).selectFrom('change').select('change.username')
+}
+
+/**
+ * Waits for a sign-in under way, and holds up the next: so that the change after it, which ends sessions, sees them
+ * all. Until the transaction ends.
+ */
+export function lockUser(tx: Tx, id: number): Compilable<{ id: number }> {
+  return tx.selectFrom('auth_users').select('id').where('id', '=', id).forUpdate()
 }
 
 /** Another active owner: without one, the last must stay. Under lockOwners. */

@@ -71,6 +71,7 @@ export function authRoutes(deps: AuthDeps) {
         const caller = userCaller(user, null, c.var.deadline)
         const session = {
           userId: user.id,
+          userVersion: user.version,
           tokenHash: hashToken(token),
           ttlSeconds: sessionTtlSeconds,
           ...from,

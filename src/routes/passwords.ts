@@ -1,8 +1,10 @@
 import { createRoute, z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
 import { asCaller } from '../db/as-caller.js'
+import type { Db } from '../db/database.js'
 import { reauthenticateSession } from '../db/sessions.js'
-import { type NewPassword, type User, setPassword } from '../db/users.js'
+import { inTransaction } from '../db/transaction.js'
+import { type NewPassword, type User, lockUser, setPassword } from '../db/users.js'
 import { AppError } from '../errors.js'
 import { createPassword } from '../security/tokens.js'
 import { type CallerDeps, guard } from './caller.js'
@@ -126,7 +128,7 @@ export function passwordRoutes(deps: PasswordDeps) {
     return user
   }
 
-  async function changeOwn(c: Context<AppEnv>, tx: typeof db, user: User, next: NewPassword): Promise<void> {
+  async function changeOwn(c: Context<AppEnv>, db: Db, user: User, next: NewPassword): Promise<void> {
     const event = eventOf(c, {
       eventType: 'authentication',
       level: 'warning',
@@ -134,7 +136,10 @@ export function passwordRoutes(deps: PasswordDeps) {
       target: `users/${user.id}`,
       message: 'Changed the own password',
     })
-    const [changed] = await asCaller(tx, c.var.caller, setPassword(tx, user, next, event))
+    const [changed] = await inTransaction(db, c.var.caller, async (tx) => {
+      await tx.executeQuery(lockUser(tx, user.id))
+      return (await tx.executeQuery(setPassword(tx, user, next, event))).rows
+    })
     if (changed === undefined)
       throw new AppError('conflict', 'Your user was changed in the same moment; try again.')
   }

@@ -19,6 +19,7 @@ import {
 } from '../db/users.js'
 import { AppError, notFound, validationFailed } from '../errors.js'
 import { createPassword } from '../security/tokens.js'
+import { isWellFormedText } from '../security/well-formed-text.js'
 import { outranks, rankOf } from './access.js'
 import { type CallerDeps, guard, requireFreshPassword } from './caller.js'
 import type { AppEnv } from './context.js'
@@ -49,7 +50,7 @@ const userPatch = z
   .refine((patch) => Object.keys(patch).length > 0, 'name at least one field')
 const flag = z.enum(['true', 'false']).transform((text) => text === 'true')
 const listQuery = z.strictObject({
-  username: z.string().max(255).optional(),
+  username: z.string().max(255).refine(isWellFormedText, 'must be well-formed text without NUL').optional(),
   role: role.optional(),
   is_active: flag.optional(),
   limit,
@@ -323,10 +324,10 @@ export function userRoutes(deps: UserDeps) {
     )
 }
 
-/** In one transaction, also where an Idempotency-Key has opened it already. */
+/** In one transaction, which an Idempotency-Key may have opened already. */
 async function transaction<T>(db: Db, c: Context<AppEnv>, work: (tx: Tx) => Promise<T>): Promise<T> {
   try {
-    return await (db.isTransaction ? work(db as Tx) : inTransaction(db, c.var.caller, work))
+    return await inTransaction(db, c.var.caller, work)
   } catch (error) {
     // The policies' word, where ranks changed between the look and the change.
     if (sqlState(error) === '42501')

@@ -76,7 +76,14 @@ function event(who: Caller, action: string): ServiceEvent {
 /** A row of this user's in every table, by the service's own queries where there are any. */
 async function fillTables(who: Caller): Promise<void> {
   const userId = who.userId ?? 0
-  const session = { userId, tokenHash: randomUUID(), ttlSeconds: 60, ipAddress: null, userAgent: null }
+  const session = {
+    userId,
+    userVersion: 1,
+    tokenHash: randomUUID(),
+    ttlSeconds: 60,
+    ipAddress: null,
+    userAgent: null,
+  }
   await asCaller(db, who, createSession(db, session, event(who, 'auth.login')))
   const key = {
     userId,

@@ -133,6 +133,7 @@ describe.each(SERVERS)('the older application beside this one, on %s', (native) 
       const session = {
         userId: ALICE.id,
         tokenHash: hashToken(randomUUID()),
+        userVersion: 1,
         ttlSeconds: 60,
         ipAddress: null,
         userAgent: null,

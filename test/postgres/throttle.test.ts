@@ -95,3 +95,34 @@ describe('a session that is ended', () => {
     await replica.end(1000)
   })
 })
+
+describe('a sign-in that overlaps the end of its password', () => {
+  it.each([
+    ['rotation', 'POST', '/rotate-password', undefined],
+    ['deactivation', 'DELETE', '', undefined],
+    ['another role', 'PATCH', '', { role: 'guest' }],
+  ] as const)('opens no session that outlives it: %s', async (name, method, path, body) => {
+    const username = `overlap-${name.replaceAll(' ', '-')}`
+    const created = await service.call('POST', '/v1/users', {
+      token: service.ownerToken,
+      body: { username, password: PASSWORD },
+    })
+    const logins = Array.from({ length: 20 }, (_, index) => login(PASSWORD, `198.51.100.${index}`, username))
+    const ended = await service.call(method, `/v1/users/${created.body.id}${path}`, {
+      token: service.ownerToken,
+      body,
+    })
+    expect(ended.status).toBeLessThan(300)
+    const changedAt = await service.database.read(
+      `select s.id from auth_sessions s join auth_users u on u.id = s.user_id
+        where u.id = ${created.body.id} and s.created_at <= u.updated_at`,
+    )
+    for (const answer of await Promise.all(logins)) expect([200, 401]).toContain(answer.status)
+    expect(changedAt).toEqual([])
+    // Of the old password or the old rights nothing is left; a role lets the same password open new ones.
+    if (name !== 'another role')
+      expect(
+        await service.database.read(`select id from auth_sessions where user_id = ${created.body.id}`),
+      ).toEqual([])
+  })
+})
