@@ -36,7 +36,7 @@ export async function copyOlderTables(
   { owner: login, granted }: OlderTables,
   { ownerName, ring }: AdoptionSettings,
 ): Promise<Telling> {
-  const { owner, clashes, activated, counts } = await pastPolicies(client, async () => {
+  const { owner, clashes, keptOut, counts } = await pastPolicies(client, async () => {
     const { users, ...copied } = await copyUsers(client, ownerName)
     const sessions = await copySessions(client)
     const found = await countOlderTokens(client)
@@ -59,8 +59,10 @@ export async function copyOlderTables(
       "no user is active, so nobody became the owner: UPDATE auth_users SET is_active = true, role = 'owner' WHERE id = …",
     )
   }
-  if (activated.length > 0)
-    warned.push(`is_active was NULL, and is now true as by default, for ${activated.join(', ')}`)
+  if (keptOut.length > 0)
+    warned.push(
+      `is_active was NULL, which the older application takes for inactive, and is now false for ${keptOut.join(', ')}`,
+    )
   if (clashes.length > 0) warned.push(describeClashes(clashes))
   if (counts.tokens_left > 0) warned.push(tokensLeftOut(counts.tokens_left))
   if (granted.length > 0)
@@ -104,19 +106,19 @@ interface CopiedUsers {
   owner: { id: number; username: string } | null
   clashes: NamedUser[][]
   /** Names of those whose is_active was NULL. */
-  activated: string[]
+  keptOut: string[]
 }
 
 async function copyUsers(client: pg.ClientBase, ownerName: string | undefined): Promise<CopiedUsers> {
   const { rows } = await client.query<{ id: number; username: string; active: boolean; unsaid: boolean }>(
-    `SELECT id, username, coalesce(is_active, true) AS active, is_active IS NULL AS unsaid
+    `SELECT id, username, coalesce(is_active, false) AS active, is_active IS NULL AS unsaid
        FROM legacy.auth_users ORDER BY id`,
   )
   const { keys, clashes } = foldNames(rows.map(({ id, username }) => ({ id, username, username_key: null })))
   const owner = chooseOwner(rows, ownerName)
   await client.query(COPY_USERS, [[...keys.keys()], [...keys.values()], owner?.id ?? null])
-  const activated = rows.filter(({ unsaid }) => unsaid).map(({ username }) => quoted(username))
-  return { users: rows.length, owner, clashes, activated }
+  const keptOut = rows.filter(({ unsaid }) => unsaid).map(({ username }) => quoted(username))
+  return { users: rows.length, owner, clashes, keptOut }
 }
 
 async function copySessions(client: pg.ClientBase): Promise<{ sessions: number; sessions_left: number }> {
@@ -214,7 +216,7 @@ const COPY_USERS = `
 INSERT INTO public.auth_users (id, username, password_hash, is_active, last_login, created_at, updated_at,
   failed_login_attempts, locked_until, password_changed_at, must_change_password, username_key, role)
 OVERRIDING SYSTEM VALUE
-SELECT o.id, o.username, o.password_hash, coalesce(o.is_active, true), o.last_login AT TIME ZONE 'UTC',
+SELECT o.id, o.username, o.password_hash, coalesce(o.is_active, false), o.last_login AT TIME ZONE 'UTC',
        coalesce(o.created_at AT TIME ZONE 'UTC', now()), coalesce(o.updated_at AT TIME ZONE 'UTC', now()),
        coalesce(o.failed_login_attempts, 0), o.locked_until, coalesce(o.password_changed_at AT TIME ZONE 'UTC', now()),
        coalesce(o.must_change_password, false), k.username_key, CASE o.id WHEN $3 THEN 'owner' ELSE 'user' END

@@ -84,9 +84,12 @@ describe('the rows', () => {
     ])
   })
 
-  it('get the default where the older tables allowed none', async () => {
+  it('get the default where the older tables allowed none, but stay out where no is_active kept them out', async () => {
+    await older.query('update auth_users set is_active = null where id = 5')
     const { warned } = await takeOver(older.url)
-    expect(warned).toContain('is_active was NULL, and is now true as by default, for "dave"')
+    expect(warned).toContain(
+      'is_active was NULL, which the older application takes for inactive, and is now false for "dave"',
+    )
     expect(
       await older.query(
         `select is_active, failed_login_attempts, must_change_password, locked_until, last_login,
@@ -95,7 +98,7 @@ describe('the rows', () => {
       ),
     ).toEqual([
       {
-        is_active: true,
+        is_active: false,
         failed_login_attempts: 0,
         must_change_password: false,
         locked_until: null,

@@ -104,7 +104,7 @@ export async function makeOlderDatabase(client: pg.ClientBase): Promise<void> {
            must_change_password = true WHERE id = 1;
     UPDATE auth_users SET failed_login_attempts = 5, locked_until = '2025-10-26 02:30:00.5' WHERE id = 2;
     UPDATE auth_users SET is_active = false WHERE id = 4;
-    UPDATE auth_users SET is_active = NULL, created_at = NULL, updated_at = NULL, failed_login_attempts = NULL,
+    UPDATE auth_users SET created_at = NULL, updated_at = NULL, failed_login_attempts = NULL,
            password_changed_at = NULL, must_change_password = NULL WHERE id = 5;
     SELECT setval('auth_users_id_seq', 9);
     INSERT INTO auth_users (username, password_hash) VALUES ('deleted', 'x');
