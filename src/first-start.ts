@@ -96,6 +96,13 @@ export async function ensureServiceUser(db: Db, keys: readonly string[]): Promis
   await inTransaction(db, SYSTEM, async (tx) => {
     await tx.executeQuery(lockSetup(tx))
     const found = (await tx.executeQuery(userIdByName(tx, SERVICE_USER))).rows[0]
+    if (found !== undefined && found.role !== 'service') {
+      if (keys.length === 0) return
+      throw new AppError(
+        'invalid_request',
+        `SERVICE_API_KEY: there is a user named ${SERVICE_USER} who is no service and would hold its keys`,
+      )
+    }
     const userId = found?.id ?? (keys.length === 0 ? undefined : await createServiceUser(tx))
     if (userId === undefined) return
     const wanted = new Map(keys.map((key) => [fingerprint(key), key]))

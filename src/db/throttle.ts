@@ -6,6 +6,8 @@ export interface Buckets {
   account: string
   /** null where the address is not known: then only the account counts. */
   address: string | null
+  /** Not by the account from anywhere: what nobody can guess, anybody could lock. */
+  atAddressOnly?: true
 }
 
 /** So many failures within the window lock for as long; each time in a row twice as long, at most a day. */
@@ -58,7 +60,8 @@ export function endAttempt(buckets: Buckets, outcome: 'succeeded' | 'failed' | '
 /** All that holds an account up, wherever from; a row a bucket. For APP. */
 export function forgetAttempts(db: Db | Tx, account: string): Compilable<{ bucket: string }> {
   return db
-    .deleteFrom('auth_throttle')
+    .updateTable('auth_throttle')
+    .set({ failures: 0, lockouts: 0, locked_until: null })
     .where((eb) =>
       eb.or([eb('bucket', '=', `account:${account}`), eb('bucket', 'like', `pair:${account}:%`)]),
     )
@@ -83,7 +86,12 @@ export function pruneAttempts(db: Db): Compilable<unknown> {
     )
 }
 
-function bucketsAndRules({ account, address }: Buckets): { names: string[]; rules: Rule[] } {
+function bucketsAndRules({ account, address, atAddressOnly }: Buckets): { names: string[]; rules: Rule[] } {
+  if (atAddressOnly === true && address !== null)
+    return {
+      names: [`pair:${account}:${address}`, `address:${address}`],
+      rules: [ACCOUNT_AT_ADDRESS, ADDRESS],
+    }
   if (address === null) return { names: [`account:${account}`], rules: [ACCOUNT] }
   return {
     names: [`pair:${account}:${address}`, `account:${account}`, `address:${address}`],

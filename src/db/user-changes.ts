@@ -1,16 +1,18 @@
 import { AppError, notFound, validationFailed } from '../errors.js'
-import { APP, type Caller, asCaller } from './as-caller.js'
+import { APP, type Caller, asApp, asCaller } from './as-caller.js'
 import type { ServiceEvent } from './audit.js'
-import type { Tx } from './database.js'
+import type { Db, Tx } from './database.js'
 import { forgetAttempts } from './throttle.js'
 import {
   type User,
   type UserChange,
   changeUser,
   lockUser,
+  namesWithoutKey,
   otherActiveOwner,
   setPassword,
   unlockUser,
+  usernameKey,
 } from './users.js'
 
 /** How a user should be; a field that is absent stays as it is. */
@@ -84,6 +86,13 @@ export async function forgetFailures(
   const [unlocked] = await asCaller(tx, caller, unlockUser(tx, user.id, event))
   if (unlocked === undefined) throw notFound('user')
   return forgotten
+}
+
+/** Throws `conflict` for a name that a user without a key has, but for case: they would be told apart by nothing. */
+export async function assertNoNamesake(db: Db, username: string): Promise<void> {
+  const names = await asApp(db, namesWithoutKey(db))
+  if (names.some((other) => usernameKey(other.username) === usernameKey(username)))
+    throw new AppError('conflict', 'The username is taken.')
 }
 
 function changedMeanwhile(): AppError {

@@ -98,8 +98,13 @@ export function anyUser(db: Db | Tx): Compilable<{ id: number }> {
 }
 
 /** The id behind a name, compared without case. */
-export function userIdByName(db: Db | Tx, username: string): Compilable<{ id: number }> {
-  return db.selectFrom('auth_users').select('id').where('username_key', '=', usernameKey(username))
+export function userIdByName(db: Db | Tx, username: string): Compilable<{ id: number; role: string }> {
+  return db.selectFrom('auth_users').select(['id', 'role']).where('username_key', '=', usernameKey(username))
+}
+
+/** Names that other programs inserted, which no unique key holds. For asApp. */
+export function namesWithoutKey(db: Db): Compilable<{ username: string }> {
+  return db.selectFrom('auth_users').select('username').where('username_key', 'is', null)
 }
 
 /** Whom a key acts for. For asApp. */

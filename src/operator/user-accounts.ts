@@ -1,6 +1,6 @@
 import { asCaller } from '../db/as-caller.js'
 import { inTransaction } from '../db/transaction.js'
-import { type WantedUser, applyChange } from '../db/user-changes.js'
+import { type WantedUser, applyChange, assertNoNamesake } from '../db/user-changes.js'
 import {
   NO_PASSWORD,
   ROLES,
@@ -33,6 +33,7 @@ const create: Command = {
       const wanted = checked(username, 'user name', name)
       if (role === 'service' && given['password-stdin'] === true)
         throw new AppError('validation_failed', 'A user of the role service has no password.')
+      await assertNoNamesake(db, wanted)
       const password = role === 'service' ? null : await newPassword(operation, given, wanted)
       const user = {
         username: wanted,

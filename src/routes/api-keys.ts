@@ -35,7 +35,11 @@ const newKey = z.strictObject({
     .max(SCOPES.length)
     .refine((scopes) => new Set(scopes).size === scopes.length, 'names a scope twice'),
   expires_at: timeIn.nullish(),
-  user_id: z.int().min(1).optional(),
+  user_id: z
+    .int()
+    .min(1)
+    .max(2 ** 31 - 1)
+    .optional(),
 })
 
 /** Keys of programs: of one's own, and of users whom one outranks. */

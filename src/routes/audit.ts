@@ -17,7 +17,7 @@ import { eventSchema, readEvent } from './audit-event.js'
 import { guard } from './caller.js'
 import { decodeCursor, limit, pageOf } from './cursor.js'
 import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
-import { json, problems, timestamp } from './schemas.js'
+import { idParam, json, problems, timestamp } from './schemas.js'
 import { timeIn } from './time.js'
 import { createRouter, jsonBody, jsonText } from './validate.js'
 
@@ -46,11 +46,6 @@ const eventOut = z
   })
   .openapi('AuditEvent')
 
-const id = z
-  .string()
-  .regex(/^[1-9]\d{0,9}$/, 'must be an id')
-  .transform(Number)
-  .refine((value) => value < 2 ** 31, 'must be an id')
 const word = z
   .string()
   .min(1)
@@ -61,8 +56,8 @@ const filters = z.strictObject({
   event_type: word,
   level: z.enum(['debug', 'info', 'warning', 'error', 'critical']).optional(),
   user_id: word,
-  actor_id: id.optional(),
-  on_behalf_of: id.optional(),
+  actor_id: idParam.optional(),
+  on_behalf_of: idParam.optional(),
   agent_id: word,
   session_id: word,
   action: word,

@@ -9,6 +9,7 @@ import { AppError } from '../errors.js'
 import { hashToken, tokenKind } from '../security/tokens.js'
 import { ACCESS, type Access, type Operation, SCOPE_ROLES, rankOf } from './access.js'
 import type { AppEnv } from './context.js'
+import { idParam } from './schemas.js'
 
 export interface CallerDeps {
   db: Db
@@ -143,9 +144,9 @@ async function namedUser(
   if (header === undefined) return null
   if (!scopes.includes('act:on-behalf') || !SCOPE_ROLES['act:on-behalf'].includes(role))
     throw lacksScope('act:on-behalf')
-  if (!/^[1-9]\d{0,8}$/.test(header))
-    throw new AppError('invalid_request', 'X-On-Behalf-Of: send the id of a user.')
-  const [user] = await asApp(db, activeUser(db, Number(header)), c.var.deadline)
+  const id = idParam.safeParse(header)
+  if (!id.success) throw new AppError('invalid_request', 'X-On-Behalf-Of: send the id of a user.')
+  const [user] = await asApp(db, activeUser(db, id.data), c.var.deadline)
   if (
     user === undefined ||
     user.role === 'service' ||

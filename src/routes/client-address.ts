@@ -19,11 +19,12 @@ export function clientAddress(c: Context<AppEnv>, trusted: TrustedProxy): string
   return asAddress(entries.at(-trusted))
 }
 
-/** Without a port or brackets; an IPv4 address that arrived on a dual-stack socket is an IPv4 address. */
+/** Without a port, brackets or a zone, which is this machine's own affair; an IPv4 address that arrived on a dual-stack socket is an IPv4 address. */
 function asAddress(text: string | undefined): string | null {
   const bare = (text ?? '')
     .trim()
     .replace(/^\[(.*)\](:\d+)?$/, '$1')
+    .replace(/%.*$/, '')
     .replace(/^(\d+\.\d+\.\d+\.\d+):\d+$/, '$1')
     .replace(/^::ffff:(?=\d+\.)/i, '')
   return isIP(bare) === 0 ? null : bare

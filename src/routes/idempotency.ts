@@ -14,6 +14,9 @@ import {
 } from '../db/idempotency.js'
 import { inTransaction } from '../db/transaction.js'
 import { AppError, type ErrorCode, validationFailed } from '../errors.js'
+import { canonicalJson } from '../security/json-text.js'
+import type { JsonTree } from '../security/json-tree.js'
+import { redactSecrets } from '../security/redact.js'
 import type { KeyRing } from '../security/secret-box.js'
 import type { AppEnv } from './context.js'
 
@@ -62,6 +65,7 @@ type Kept = { headers: Record<string, string> } & ({ body: string | null } | { s
  * no-store` and calls `once` with the resource's id: that alone is kept. `about` names what is changed
  * where the address does not say it, as the session that a logout ends. `prepare` is what must not happen
  * inside a transaction (hashing, giving a password again), and does not when the answer is there already.
+ * `compared` is around the comparison of a repetition with the first request, where that could tell a password.
  *
  * Throws `invalid_request` for a malformed key, `validation_failed` for a key of another request,
  * `in_progress`, `already_done`, and what `change` throws.
@@ -70,7 +74,15 @@ export async function idempotent<R extends Response, P = undefined>(
   c: Context<AppEnv>,
   { db, ring }: IdempotencyDeps,
   change: (db: Db, once: (id: number) => void, prepared: P) => Promise<R>,
-  { about = '', prepare }: { about?: string; prepare?: () => Promise<P> } = {},
+  {
+    about = '',
+    prepare,
+    compared = async (compare) => await Promise.resolve(compare()),
+  }: {
+    about?: string
+    prepare?: () => Promise<P>
+    compared?: (compare: () => Response) => Promise<Response>
+  } = {},
 ): Promise<R> {
   const header = c.req.header('idempotency-key')
   if (header === undefined) return await change(db, () => undefined, (await prepare?.()) as P)
@@ -82,7 +94,7 @@ export async function idempotent<R extends Response, P = undefined>(
   let found: FoundAnswer | undefined
   if (prepare !== undefined) {
     ;[found] = await asCaller(db, caller, answerUnder(db, id))
-    if (found?.fresh === true) return replay(c, found, hashes) as R
+    if (found?.fresh === true) return (await compared(replaying(c, found, hashes))) as R
   }
   const prepared = (await prepare?.()) as P
   try {
@@ -113,7 +125,11 @@ export async function idempotent<R extends Response, P = undefined>(
       retryAfterSeconds: 1,
     })
   }
-  return replay(c, found, hashes) as R
+  return (await compared(replaying(c, found, hashes))) as R
+}
+
+function replaying(c: Context<AppEnv>, found: StoredAnswer, hashes: string[]): () => Response {
+  return () => replay(c, found, hashes)
 }
 
 function replay(c: Context<AppEnv>, found: StoredAnswer, hashes: string[]): Response {
@@ -164,8 +180,8 @@ function readKey(header: string): string {
  * ENCRYPTION_KEY breaks no retry.
  *
  * A body may hold a secret that is easy to guess, hence the key: a copy of the table proves no guess.
- * Without ENCRYPTION_KEY nothing is secret and lasts beyond a restart. A random key would call honest
- * retries another request after one, and on every other replica; so the hash has no key then.
+ * Without ENCRYPTION_KEY there is none: a random one would call honest retries another request after a restart, and
+ * on every other replica. Then whatever is named like a secret is left out of the hash, passwords before all.
  */
 async function requestHashes(
   c: Context<AppEnv>,
@@ -177,10 +193,20 @@ async function requestHashes(
   const conditions = [c.req.header('if-match') ?? null, c.req.header('if-none-match') ?? null]
   const asked = JSON.stringify([id, pathname + search, conditions, c.var.caller.onBehalfOf, about])
   // What no jsonBody has read is no part of the request to its route, and may be of any size.
-  const body = 'arrayBuffer' in c.req.bodyCache ? await c.req.arrayBuffer() : new ArrayBuffer(0)
-  const hashers =
-    ring === null
-      ? [createHash('sha256')]
-      : [...ring.keys.values()].map((key) => createHmac('sha256', key).update('idempotency-request:'))
+  const hasBody = 'arrayBuffer' in c.req.bodyCache
+  if (ring === null) {
+    const { tree } = redactSecrets(hasBody ? await c.req.json<JsonTree>() : null, {
+      maxStringLength: Infinity,
+    })
+    return [
+      createHash('sha256')
+        .update(`${asked}\n${canonicalJson(tree)}`)
+        .digest('hex'),
+    ]
+  }
+  const body = hasBody ? await c.req.arrayBuffer() : new ArrayBuffer(0)
+  const hashers = [...ring.keys.values()].map((key) =>
+    createHmac('sha256', key).update('idempotency-request:'),
+  )
   return hashers.map((hasher) => hasher.update(`${asked}\n`).update(new Uint8Array(body)).digest('hex'))
 }

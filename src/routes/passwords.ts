@@ -12,7 +12,7 @@ import type { AppEnv } from './context.js'
 import { eventOf } from './events.js'
 import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { json, problems } from './schemas.js'
-import { type SignInDeps, newHashFormat, signIn } from './sign-in.js'
+import { type SignInDeps, countedComparison, newHashFormat, signIn } from './sign-in.js'
 import { createRouter, jsonBody } from './validate.js'
 
 export type PasswordDeps = SignInDeps & CallerDeps & IdempotencyDeps
@@ -51,7 +51,7 @@ export function passwordRoutes(deps: PasswordDeps) {
             await changeOwn(c, db, user, { hash, mustChange: false, keepSession: c.var.session.session_id })
             return c.body(null, 204)
           },
-          { prepare },
+          { prepare, compared: (compare) => compared(c, compare) },
         )
       },
     )
@@ -82,7 +82,7 @@ export function passwordRoutes(deps: PasswordDeps) {
             once(user.id)
             return c.json({ password: made }, 200, { 'cache-control': 'no-store' })
           },
-          { prepare },
+          { prepare, compared: (compare) => compared(c, compare) },
         )
       },
     )
@@ -114,6 +114,7 @@ export function passwordRoutes(deps: PasswordDeps) {
           {
             about: `sessions/${session.session_id}`,
             prepare: () => giveAgain(c, c.req.valid('json').password),
+            compared: (compare) => compared(c, compare),
           },
         )
       },
@@ -126,6 +127,11 @@ export function passwordRoutes(deps: PasswordDeps) {
     const user = await signIn(deps, c, attempt)
     if (user.id !== session.id) throw new Error('another user of the same name signed in')
     return user
+  }
+
+  function compared(c: Context<AppEnv>, compare: () => Response): Promise<Response> {
+    const { session, correlation } = c.var
+    return countedComparison(deps, c, { username: session.username, address: correlation.ipAddress }, compare)
   }
 
   async function changeOwn(c: Context<AppEnv>, db: Db, user: User, next: NewPassword): Promise<void> {

@@ -75,8 +75,9 @@ export function sessionOut(row: ListedSession, currentId: number | null): z.outp
 /** An id in an address. */
 export const idParam = z
   .string()
-  .regex(/^[1-9]\d{0,8}$/, 'must be an id')
+  .regex(/^[1-9]\d{0,9}$/, 'must be an id')
   .transform(Number)
+  .refine((value) => value < 2 ** 31, 'must be an id')
 
 export const problemSchema = z
   .object({

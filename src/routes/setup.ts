@@ -12,9 +12,6 @@ import { createRouter, jsonBody, refuseIdempotencyKey } from './validate.js'
 
 export type SetupDeps = SignInDeps
 
-/** No user name: a colon stands in none. */
-const SETUP_ACCOUNT = ':setup'
-
 const setupBody = z.strictObject({
   setup_token: z.string().max(128),
   username,
@@ -38,14 +35,19 @@ export function setupRoutes(deps: SetupDeps) {
       const tokenHash = hashToken(setup_token)
       const [someone] = await asCaller(db, SYSTEM, anyUser(db))
       if (someone !== undefined) throw notFound('address')
-      const buckets = bucketsOf(deps, SETUP_ACCOUNT, c.var.correlation.ipAddress)
-      const [begun] = await asApp(db, beginAttempt(buckets), c.var.deadline)
-      if (begun === undefined || begun.wait_seconds > 0) throw tooManyAttempts(begun?.wait_seconds ?? 1)
+      // Where the address is not known nothing counts: 256 bits are not guessed, and counting would let anyone lock it.
+      const { address } = bucketsOf(deps, '', c.var.correlation.ipAddress)
+      const buckets =
+        address === null ? null : { account: deps.bucketName('setup'), address, atAddressOnly: true as const }
+      if (buckets !== null) {
+        const [begun] = await asApp(db, beginAttempt(buckets), c.var.deadline)
+        if (begun === undefined || begun.wait_seconds > 0) throw tooManyAttempts(begun?.wait_seconds ?? 1)
+      }
       // Before the password is hashed: guessing must not cost a hash.
       const [token] = isSetupToken(setup_token)
         ? await asCaller(db, SYSTEM, validSetupToken(db, tokenHash))
         : []
-      await asApp(db, endAttempt(buckets, token === undefined ? 'failed' : 'void'))
+      if (buckets !== null) await asApp(db, endAttempt(buckets, token === undefined ? 'failed' : 'void'))
       if (token === undefined) throw wrongToken()
       await passwords.assertAcceptable(password, { username })
       const passwordHash = await passwords.hash(password)

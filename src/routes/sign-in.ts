@@ -74,6 +74,34 @@ async function attemptOnce(deps: SignInDeps, c: Context<AppEnv>, attempt: Attemp
   }
 }
 
+/**
+ * A comparison that tells whether a password is that of an earlier request counts as an attempt, and as a failed one
+ * when it says no: or the repetition of a request would be a way to guess.
+ */
+export async function countedComparison<T>(
+  deps: SignInDeps,
+  c: Context<AppEnv>,
+  attempt: Pick<Attempt, 'username' | 'address'>,
+  compare: () => T,
+): Promise<T> {
+  const buckets = bucketsOf(deps, attempt.username, attempt.address)
+  const [begun] = await asApp(deps.db, beginAttempt(buckets), c.var.deadline)
+  const waitSeconds = begun?.wait_seconds ?? 1
+  if (waitSeconds > 0) throw tooManyAttempts(waitSeconds)
+  let outcome: 'failed' | 'void' = 'failed'
+  try {
+    const same = compare()
+    outcome = 'void'
+    return same
+  } catch (error) {
+    // A difference is a failure; that the first answer is not kept is none.
+    if (error instanceof AppError && error.code === 'already_done') outcome = 'void'
+    throw error
+  } finally {
+    await asApp(deps.db, endAttempt(buckets, outcome))
+  }
+}
+
 async function failed(
   { db, hmac }: SignInDeps,
   c: Context<AppEnv>,

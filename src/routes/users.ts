@@ -5,7 +5,7 @@ import type { Db, Tx } from '../db/database.js'
 import { sqlState } from '../db/pg-errors.js'
 import { endSessions, sessionsPage } from '../db/sessions.js'
 import { inTransaction } from '../db/transaction.js'
-import { applyChange, forgetFailures, replacePassword } from '../db/user-changes.js'
+import { applyChange, assertNoNamesake, forgetFailures, replacePassword } from '../db/user-changes.js'
 import {
   NO_PASSWORD,
   ROLES,
@@ -127,6 +127,7 @@ export function userRoutes(deps: UserDeps) {
           throw validationFailed('/password', 'A user of the role service has no password.')
         const made = role === 'service' || password !== undefined ? undefined : createPassword()
         const prepare = async (): Promise<string> => {
+          await assertNoNamesake(db, username)
           if (role === 'service') return NO_PASSWORD
           if (password !== undefined) await passwords.assertAcceptable(password, { username })
           return await passwords.hash(password ?? made ?? '', await newHashFormat(db))
@@ -232,7 +233,8 @@ export function userRoutes(deps: UserDeps) {
         const made = createPassword()
         const prepare = async (): Promise<string> => {
           // Before the hash is made: who may not do it costs nothing.
-          await managed(db, c, id)
+          const user = await managed(db, c, id)
+          if (rankOf(user.role) > 1) requireFreshPassword(c)
           return await passwords.hash(made, await newHashFormat(db))
         }
         return await idempotent(
@@ -349,6 +351,8 @@ async function changed(
   const expected = preconditionOf(c)
   if (expected?.is === 'absent' || (expected?.is === 'version' && !expected.versions.includes(user.version)))
     throw stale()
+  // A manager who comes back has the old password, which a stolen session may know.
+  if (patch.is_active === true && rankOf(user.role) > 1) requireFreshPassword(c)
   return await applyChange(tx, user, patch, (change) =>
     userEvent(c, action, id, `User changed: ${Object.keys(change).join(', ')}`, { ...change }),
   )

@@ -17,6 +17,12 @@ export function addressPrefix(address: string): string | null {
   const length = groups(after).length + (after.includes('.') ? 1 : 0)
   const head = groups(before)
   const zeros = plain.includes('::') ? Array<string>(Math.max(0, 8 - head.length - length)).fill('0') : []
-  const first = [...head, ...zeros, ...groups(after)].slice(0, 4)
-  return `${first.map((group) => parseInt(group, 16).toString(16)).join(':')}::/64`
+  const all = [...head, ...zeros, ...groups(after)].map((group) => parseInt(group, 16))
+  // An IPv4 address in the clothes of an IPv6 one (RFC 4291, 2.5.5.2).
+  if (all.length === 8 && all[5] === 0xffff && all.slice(0, 5).every((group) => group === 0))
+    return [all[6], all[7]].flatMap((group = 0) => [group >> 8, group & 255]).join('.')
+  return `${all
+    .slice(0, 4)
+    .map((group) => group.toString(16))
+    .join(':')}::/64`
 }

@@ -204,3 +204,46 @@ it('a scope that its user lost with the role gives nothing, from the next reques
   expect((await service.call('GET', '/v1/users', { token: key })).status).toBe(403)
   expect((await service.call('GET', '/v1/config/global/none', { token: key })).status).toBe(404)
 })
+
+describe('the named scope alone', () => {
+  let target: number
+  beforeAll(async () => {
+    const { body } = await service.call('POST', '/v1/users', {
+      token: service.ownerToken,
+      body: { username: 'acted-on', password: PASSWORD },
+    })
+    target = body.id
+  })
+
+  it.each([
+    ['users:read', 'GET', '/v1/users', undefined, 200],
+    ['users:read', 'GET', '/v1/users/{id}', undefined, 200],
+    ['users:read', 'GET', '/v1/users/{id}/sessions', undefined, 200],
+    ['users:read', 'GET', '/v1/api-keys?user_id={id}', undefined, 200],
+    ['users:write', 'POST', '/v1/users', { username: 'made-by-key', password: PASSWORD }, 201],
+    ['users:write', 'PATCH', '/v1/users/{id}', { must_change_password: true }, 200],
+    ['users:write', 'POST', '/v1/users/{id}/rotate-password', undefined, 200],
+    ['users:write', 'POST', '/v1/users/{id}/unlock', undefined, 204],
+    ['users:write', 'DELETE', '/v1/users/{id}/sessions', undefined, 204],
+    ['users:write', 'DELETE', '/v1/api-keys/{key}', undefined, 204],
+    ['users:write', 'DELETE', '/v1/users/{id}', undefined, 204],
+  ] as const)('%s is enough for %s %s', async (scope, method, path, body, status) => {
+    const credential = await someone.service.keyWith([scope])
+    await service.keyOf(target, ['config:read'])
+    const [held] = (await service.database.read(
+      `select id from auth_api_keys where user_id = ${target} order by id desc limit 1`,
+    )) as { id: number }[]
+    const address = path.replace('{id}', String(target)).replace('{key}', String(held?.id))
+    const answer = await service.call(method, address, { token: credential, body })
+    expect([path, answer.status]).toEqual([path, status])
+  })
+})
+
+it('a query that a route does not know is refused, also where it knows none', async () => {
+  for (const path of ['/v1/users/me?x=1', '/v1/auth/session?x=1', '/v1/users?x=1', '/v1/users?username=%00'])
+    expect([path, (await service.call('GET', path, { token: service.ownerToken })).status]).toEqual([
+      path,
+      400,
+    ])
+  expect((await service.call('GET', '/health?x=1')).status).toBe(200)
+})

@@ -161,6 +161,27 @@ describe('guessing at one account from everywhere', () => {
   })
 })
 
+it('an unlock forgets failures, not the addresses the account has signed in from', async () => {
+  const [username, home] = [await freshUser(), freshAddress()]
+  await login(username, PASSWORD, home)
+  const flood = async () => {
+    for (let address = 0; address < 25; address += 1) await fail(username, freshAddress(), 4)
+  }
+  await flood()
+  const { body } = await service.call('GET', `/v1/users?username=${username}`, { token: service.ownerToken })
+  const path = `/v1/users/${body.items[0].id}/unlock`
+  expect((await service.call('POST', path, { token: service.ownerToken })).status).toBe(204)
+  await flood()
+  expect((await login(username, PASSWORD, freshAddress())).status).toBe(429)
+  expect((await login(username, PASSWORD, home)).status).toBe(200)
+})
+
+it('an address with a zone is the address', async () => {
+  const username = await freshUser()
+  const answer = await login(username, PASSWORD, 'fe80::1%eth0')
+  expect([answer.status, answer.body.session.ip_address]).toEqual([200, 'fe80::1'])
+})
+
 describe('one password at many names from one address', () => {
   it('ends with the fiftieth failure, but for accounts that have signed in from there', async () => {
     const [neighbour, stranger, from] = [await freshUser(), await freshUser(), freshAddress()]

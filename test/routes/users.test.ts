@@ -239,6 +239,22 @@ describe('the password', () => {
     expect(JSON.stringify(rows)).not.toContain('phrase')
   })
 
+  it('is not told by the repetition of a request: each difference counts as a failure, and locks', async () => {
+    const user = await createUser()
+    const token = await signedIn(user.username)
+    const again = (password: string) =>
+      service.call('POST', '/v1/auth/reauthenticate', {
+        token,
+        body: { password },
+        headers: { 'idempotency-key': 'oracle' },
+      })
+    expect((await again(PASSWORD)).status).toBe(204)
+    const { status } = await again('a guess')
+    expect(status).toBe(422)
+    for (let index = 0; index < 99; index += 1) await again(`guess ${index}`)
+    expect([(await again('a guess')).status, (await again(PASSWORD)).status]).toEqual([429, 429])
+  })
+
   it('is made anew for a user who lost it: shown once, to be changed, all sessions end', async () => {
     const user = await createUser()
     const token = await signedIn(user.username)
@@ -297,9 +313,10 @@ describe('the password', () => {
     expect((await login(user.username, body.password)).body.user.must_change_password).toBe(false)
   })
 
-  it('must have been given within 15 minutes to change a role, make a manager or a key', async () => {
+  it('must have been given within 15 minutes to change a role, make a manager or a key, or let a manager in again', async () => {
     const user = await createUser()
     const manager = await createUser({ role: 'owner' })
+    const colleague = await createUser({ role: 'owner' })
     const token = await signedIn(manager.username)
     const asManager = async (method: string, path: string, body: unknown) =>
       await service.call(method, path, { token, body })
@@ -307,11 +324,13 @@ describe('the password', () => {
       (await asManager('PATCH', `/v1/users/${user.id}`, { role: 'guest' })).status,
       (await asManager('POST', '/v1/users', { username: 'late', password: PASSWORD, role: 'admin' })).status,
       (await asManager('POST', '/v1/api-keys', { name: 'late', scopes: ['config:read'] })).status,
+      (await asManager('POST', `/v1/users/${colleague.id}/rotate-password`, undefined)).status,
+      (await asManager('PATCH', `/v1/users/${colleague.id}`, { is_active: true })).status,
     ]
     await service.database.read(
       `update auth_sessions set authenticated_at = now() - interval '16 minutes' where user_id = ${manager.id}`,
     )
-    expect(await attempts()).toEqual([403, 403, 403])
+    expect(await attempts()).toEqual([403, 403, 403, 403, 403])
     const refused = await asManager('PATCH', `/v1/users/${user.id}`, { role: 'guest' })
     expect(refused.body.code).toBe('reauthentication_required')
     expect((await asManager('PATCH', `/v1/users/${user.id}`, { must_change_password: true })).status).toBe(
@@ -319,6 +338,6 @@ describe('the password', () => {
     )
     expect((await asManager('POST', '/v1/auth/reauthenticate', { password: 'wrong' })).status).toBe(401)
     expect((await asManager('POST', '/v1/auth/reauthenticate', { password: PASSWORD })).status).toBe(204)
-    expect(await attempts()).toEqual([200, 201, 201])
+    expect(await attempts()).toEqual([200, 201, 201, 200, 200])
   })
 })
