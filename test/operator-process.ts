@@ -1,4 +1,4 @@
-import { PassThrough, Writable } from 'node:stream'
+import { PassThrough, Readable, Writable } from 'node:stream'
 import { readEnv } from '../src/env.js'
 import { type Process, runOperator } from '../src/operator/run.js'
 
@@ -15,10 +15,9 @@ export interface Ran {
 export async function operate(
   args: readonly string[],
   env: Record<string, string>,
-  stdin: string | Buffer = '',
+  stdin: string | Buffer | Readable = '',
 ): Promise<Ran> {
-  const given = new PassThrough()
-  given.end(stdin)
+  const given = stdin instanceof Readable ? stdin : new PassThrough().end(stdin)
   const [stdout, stderr] = [capture(), capture()]
   const code = await runOperator(args, { stdin: given, stdout, stderr }, () => environment(env))
   return ran(code, stdout.text(), stderr.text())

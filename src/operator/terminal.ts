@@ -52,6 +52,7 @@ async function converse<T>(
     else waiting.resolve(line)
     waiting = undefined
   })
+  // Ctrl-C and Ctrl-D close it.
   const giveUp = (): void => {
     hasGivenUp = true
     if (waiting === undefined) return
@@ -59,7 +60,6 @@ async function converse<T>(
     waiting.reject(givenUp())
     waiting = undefined
   }
-  reading.on('SIGINT', giveUp)
   reading.on('close', giveUp)
 
   const next = async (): Promise<string> => {

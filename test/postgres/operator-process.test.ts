@@ -1,7 +1,7 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
-import { PassThrough, Writable } from 'node:stream'
+import { PassThrough, Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -140,6 +140,16 @@ describe('exit code 1, with one line on standard error and none on standard outp
     const line = await failing({ DATABASE_URL: 'mysql://p-canary', PORT: 'p-canary' })
     expect(line).toMatch(/PORT: .*; DATABASE_URL: /)
     expect(await failing({ DATABASE_URL: '' })).toContain('DATABASE_URL: is not set')
+  })
+
+  it('a standard input that is no password, of which it reads no more than a password could be', async () => {
+    const args = ['user', 'create', 'endless', '--password-stdin']
+    let chunks = 0
+    const long = new Readable({
+      read: () => void long.push((chunks += 1) > 10_000 ? null : 'x'.repeat(1000)),
+    })
+    expect(await operate(args, env, long)).toMatchObject({ code: 1, stdout: '' })
+    expect(chunks).toBeLessThan(100)
   })
 
   it('an answer that nobody reads: it says that the change is made', async () => {
