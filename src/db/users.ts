@@ -92,9 +92,9 @@ function signingInAs(db: Db | Tx, username: string) {
     .limit(1)
 }
 
-/** How many users there are, at most `limit`: whether set-up is still open. */
+/** Somebody who could own the service: whether set-up is still open. That of SERVICE_API_KEY is made at start. */
 export function anyUser(db: Db | Tx): Compilable<{ id: number }> {
-  return db.selectFrom('auth_users').select('id').limit(1)
+  return db.selectFrom('auth_users').select('id').where('role', '<>', 'service').limit(1)
 }
 
 /** The id behind a name, compared without case. */
