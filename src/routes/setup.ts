@@ -33,8 +33,8 @@ export function setupRoutes(deps: SetupDeps) {
     async (c) => {
       const { setup_token, username, password } = c.req.valid('json')
       const tokenHash = hashToken(setup_token)
-      const [someone] = await asCaller(db, SYSTEM, anyUser(db))
-      if (someone !== undefined) throw notFound('address')
+      const isOpen = async (): Promise<boolean> => (await asCaller(db, SYSTEM, anyUser(db))).length === 0
+      if (!(await isOpen())) throw notFound('address')
       // Where the address is not known nothing counts: 256 bits are not guessed, and counting would let anyone lock it.
       const { address } = bucketsOf(deps, '', c.var.correlation.ipAddress)
       const buckets =
@@ -48,7 +48,8 @@ export function setupRoutes(deps: SetupDeps) {
         ? await asCaller(db, SYSTEM, validSetupToken(db, tokenHash))
         : []
       if (buckets !== null) await asApp(db, endAttempt(buckets, token === undefined ? 'failed' : 'void'))
-      if (token === undefined) throw wrongToken()
+      // Gone with the set-up of somebody else, in this moment?
+      if (token === undefined) throw (await isOpen()) ? wrongToken() : notFound('address')
       await passwords.assertAcceptable(password, { username })
       const passwordHash = await passwords.hash(password)
       const user = await inTransaction(db, SYSTEM, async (tx) => {
