@@ -140,8 +140,8 @@ const GUARDS = [
   {
     guard: 'phase tag: a lost COMMIT is unknown',
     file: DRIVER,
-    take: "throw toAppError(error, classify(error), 'open')",
-    leave: "throw toAppError(error, classify(error), 'none')",
+    take: "throw toAppError(error, name, 'open')",
+    leave: "throw toAppError(error, name, 'none')",
     test: 'postgres/transaction',
   },
   {
@@ -154,7 +154,7 @@ const GUARDS = [
   {
     guard: 'a transaction is not resumed on another connection',
     file: DRIVER,
-    take: 'const first = !this.#inTransaction || ahead.length > 0',
+    take: 'const first = !this.#inTransaction || !this.#started',
     leave: 'const first = true',
     test: 'postgres/circuit',
   },
