@@ -151,7 +151,8 @@ async function rehash(
 
 /** As the older application reads it, while that one runs beside this one. */
 export async function newHashFormat(db: Db): Promise<HashFormat> {
-  return (await storedFormats(db)).sideBySide ? 'werkzeug' : 'bcrypt'
+  const [adoption] = await asApp(db, adoptionState(db))
+  return adoption?.is_finished === false ? 'werkzeug' : 'bcrypt'
 }
 
 async function storedFormats(db: Db): Promise<{ sideBySide: boolean; foreign: ForeignFormats }> {
