@@ -14,6 +14,7 @@ import { ensureFirstOwner, ensureServiceUser, parseServiceKeys } from './first-s
 import { createForcedCircuit } from './forced-circuit.js'
 import { startPruning } from './jobs/prune.js'
 import { type HealthState, databaseState } from './routes/health.js'
+import { RecentCallers } from './routes/recent-callers.js'
 import { bucketNames } from './routes/sign-in.js'
 import { createPasswords } from './security/passwords.js'
 import { parseEncryptionKeys } from './security/secret-box.js'
@@ -79,6 +80,7 @@ export function createService(options: ServiceOptions) {
     trustedProxy: env.TRUST_PROXY,
     sessionTtlSeconds: env.SESSION_HOURS * 3600,
     sessionIdleSeconds: env.SESSION_IDLE_MINUTES * 60,
+    recentCallers: new RecentCallers(),
   }
 
   /** Tries until the database is there; false when it was told to stop. Rejects when serving from it would be unsafe. */

@@ -95,6 +95,7 @@ const MEANS: Record<FailureClass, Row> = {
   },
   plan_gone: { writes: 'ignored', destroy: true, code: 'unavailable', retryAfterSeconds: 1 },
   transaction_timeout: { writes: 'slow', destroy: true, code: 'deadline_exceeded' },
+  refuted: { writes: 'ignored', destroy: false, code: 'unauthenticated' },
   denied: { writes: 'ignored', destroy: false, code: 'forbidden' },
   pool_wait: { writes: 'ignored', destroy: false, code: 'pool_exhausted', retryAfterSeconds: 1 },
   own_side: {
@@ -150,6 +151,7 @@ const BY_SQLSTATE: Record<string, FailureClass> = {
   '25P03': 'transaction_timeout',
   '25P04': 'transaction_timeout',
   '42501': 'denied',
+  GZ401: 'refuted',
   '28P01': 'misconfigured',
   '28000': 'misconfigured',
   '3D000': 'misconfigured',

@@ -1,4 +1,5 @@
 import type { Compilable, CompiledQuery } from 'kysely'
+import { CONDITIONS, type Claim } from './claims.js'
 import { retryingConflicts } from './conflicts.js'
 import type { Deadline } from './deadline.js'
 import type { Db, RequestQuery } from './database.js'
@@ -27,6 +28,8 @@ export interface Caller {
   onBehalfOf: number | null
   /** How long the answer is waited for; absent where nobody waits. */
   deadline?: Deadline
+  /** Where all of the above is what was true a moment ago, and the first statement is to confirm it. */
+  claim?: Claim
 }
 
 /** The service itself: first owner, service user, its own events. Never made from a request. */
@@ -76,21 +79,27 @@ const IDENTITY =
   "set_config('app.scopes', $4, true), set_config('app.session_id', $5, true), set_config('app.key_id', $6, true), " +
   "set_config('app.actor', $7, true), set_config('app.on_behalf_of', $8, true)"
 
-/** The statement that makes a connection its caller's, until the transaction ends. */
+/**
+ * The statement that makes a connection its caller's, until the transaction ends. One whose claim is open confirms
+ * that too, for which the connection must still be gary_app: or raises, and nothing behind it runs.
+ */
 export function identityStatement(caller: Caller): Statement {
+  const values = [
+    caller.databaseRole,
+    caller.userId ?? '',
+    caller.role,
+    caller.scopes === '*' ? '*' : caller.scopes.join(' '),
+    caller.sessionId ?? '',
+    caller.keyId ?? '',
+    actorText(caller.actor),
+    caller.onBehalfOf ?? '',
+  ]
+  const { claim } = caller
+  if (claim === undefined || claim.isConfirmed) return { text: IDENTITY, name: 'identity', values }
   return {
-    text: IDENTITY,
-    name: 'identity',
-    values: [
-      caller.databaseRole,
-      caller.userId ?? '',
-      caller.role,
-      caller.scopes === '*' ? '*' : caller.scopes.join(' '),
-      caller.sessionId ?? '',
-      caller.keyId ?? '',
-      actorText(caller.actor),
-      caller.onBehalfOf ?? '',
-    ],
+    text: `${IDENTITY}, case when exists (${CONDITIONS[claim.kind]}) then '' else gary.refuse_claim() end`,
+    name: `identity_${claim.kind}`,
+    values: [...values, ...claim.values],
   }
 }
 

@@ -99,6 +99,8 @@ class SourceDatabaseConnection implements DatabaseConnection {
   #started = false
   /** The connection failed so that nothing more can be asked of it. */
   #broken = false
+  /** Whose the transaction is now. */
+  #caller: Caller | undefined
   /** Of the request that this connection is checked out for. */
   #deadline: Deadline | undefined
 
@@ -112,13 +114,14 @@ class SourceDatabaseConnection implements DatabaseConnection {
     this.#ahead.push({ text, values: [], name: text })
     this.#inTransaction = true
     this.#started = false
+    this.#caller = undefined
   }
 
   async executeQuery<R>(query: CompiledQuery | RequestQuery): Promise<QueryResult<R>> {
     const ahead = this.#ahead
     this.#ahead = []
     if ('deadline' in query) this.#deadline = query.deadline
-    const identity = 'caller' in query && query.caller !== undefined ? [identityStatement(query.caller)] : []
+    const identity = this.#identityFor('caller' in query ? query.caller : undefined)
     if (query.sql === '') {
       this.#ahead = [...ahead, ...identity]
       return { rows: [] }
@@ -135,7 +138,20 @@ class SourceDatabaseConnection implements DatabaseConnection {
       run !== undefined && standsAlone(query) && !this.#inTransaction
         ? await this.#runAlone(statements, run.bind(this.#source))
         : await this.#execute(statements)
+    this.#confirm()
     return toQueryResult<R>(result)
+  }
+
+  /** The identity was the first statement of what has just succeeded. */
+  #confirm(): void {
+    if (this.#caller?.claim !== undefined) this.#caller.claim.isConfirmed = true
+  }
+
+  /** Nothing for whom the transaction has already. */
+  #identityFor(caller: Caller | undefined): Statement[] {
+    if (caller === undefined || (this.#inTransaction && caller === this.#caller)) return []
+    this.#caller = caller
+    return [identityStatement(caller)]
   }
 
   async #runAlone(statements: Statement[], run: ConnectionSource['run']): Promise<Result> {
@@ -210,6 +226,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
       const connection = await this.#connected()
       this.#started = true
       if (ahead.length > 0) await this.#onceMore(ahead, false, (sent) => this.#executeOn(sent))
+      this.#confirm()
       const statement = { text: query.sql, values: query.parameters, name: undefined }
       for await (const rows of (this.#connection ?? connection).stream(statement, batchSize, this.#deadline))
         yield { rows: rows as R[] }

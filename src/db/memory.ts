@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto'
 import { DataType, type IMemoryDb, newDb } from 'pg-mem'
 import { AppError } from '../errors.js'
 import { APPEND_EVENTS } from './audit-events.js'
+import { CONDITIONS, type ClaimKind } from './claims.js'
 import type { Statement } from './flight.js'
 import { beginAttempt, endAttempt } from './memory-throttle.js'
 import type { ConnectionSource, Result, SourceConnection, SourceHealth } from './source.js'
@@ -118,6 +119,8 @@ class MemoryConnection implements SourceConnection {
   async #one({ text, values, name }: Statement): Promise<Result> {
     if (this.#transaction === undefined) this.#clock.now = new Date()
     if (name === 'identity') return { command: 'SELECT', rowCount: 1, rows: [] }
+    if (name?.startsWith('identity_') === true)
+      return await this.#confirm(CONDITIONS[name.slice('identity_'.length) as ClaimKind], values)
     if (text.startsWith('begin')) {
       this.#transaction = this.#db.backup()
       return { command: 'BEGIN', rowCount: null, rows: [] }
@@ -137,6 +140,13 @@ class MemoryConnection implements SourceConnection {
       undo?.restore()
       throw asDatabaseError(error)
     }
+  }
+
+  /** Who asks is confirmed here too; whose rows they are is not: there are no roles. */
+  async #confirm(condition: string, values: readonly unknown[]): Promise<Result> {
+    const { rows } = await this.#client.query({ text: condition, values: [...values] })
+    if (rows.length === 0) throw Object.assign(new Error('the claim does not hold'), { code: 'GZ401' })
+    return { command: 'SELECT', rowCount: 1, rows: [] }
   }
 
   async *stream(statement: Statement, batchSize: number): AsyncGenerator<unknown[]> {

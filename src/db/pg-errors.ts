@@ -122,6 +122,13 @@ const MEANINGS = {
     code: 'deadline_exceeded',
     message: 'The transaction took too long and was stopped; nothing was changed.',
   },
+  /** A credential that was good a moment ago; raised by the service's own function (claims.ts). */
+  refuted: {
+    breaker: 'ignored',
+    destroy: false,
+    code: 'unauthenticated',
+    message: 'The credential is not valid or no longer valid.',
+  },
   denied: { breaker: 'ignored', destroy: false, code: 'forbidden', message: 'You may not do this.' },
   pool_wait: {
     breaker: 'ignored',
@@ -183,6 +190,7 @@ const SQLSTATES: Record<string, FailureClass> = {
   '25P03': 'transaction_timeout',
   '25P04': 'transaction_timeout',
   '42501': 'denied',
+  GZ401: 'refuted',
   '28P01': 'misconfigured',
   '28000': 'misconfigured',
   '3D000': 'misconfigured',

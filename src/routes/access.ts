@@ -14,6 +14,8 @@ export interface Access {
   keysOnly?: true
   /** Also while the password must be changed. */
   beforePasswordChange?: true
+  /** Who asks is looked up beforehand: the route needs the session itself, or acts before it asks as the caller. */
+  lookedUp?: true
   /** Whoever is named by X-On-Behalf-Of is told of and lends no right. */
   attribution?: true
 }
@@ -29,27 +31,33 @@ const REPORT_READERS: readonly Role[] = [...MANAGING, 'analyst', 'auditor']
  * decided by the database's policies as well, which do not know of this table.
  */
 export const ACCESS = {
-  'session.read': { roles: PEOPLE, scope: null, on: 'self', beforePasswordChange: true },
-  'session.end': { roles: PEOPLE, scope: null, on: 'self', beforePasswordChange: true },
-  'password.change': { roles: PEOPLE, scope: null, on: 'self', beforePasswordChange: true },
-  'password.reauthenticate': { roles: PEOPLE, scope: null, on: 'self' },
-  'password.rotate': { roles: PEOPLE, scope: null, on: 'self' },
-  'password.verify': { roles: MANAGING, scope: 'auth:verify', on: 'shared', keysOnly: true },
-  'sessions.validate': { roles: MANAGING, scope: 'sessions:validate', on: 'shared', keysOnly: true },
-  'sessions.list': { roles: PEOPLE, scope: null, on: 'self' },
-  'sessions.end': { roles: PEOPLE, scope: null, on: 'self' },
+  'session.read': { roles: PEOPLE, scope: null, on: 'self', beforePasswordChange: true, lookedUp: true },
+  'session.end': { roles: PEOPLE, scope: null, on: 'self', beforePasswordChange: true, lookedUp: true },
+  'password.change': { roles: PEOPLE, scope: null, on: 'self', beforePasswordChange: true, lookedUp: true },
+  'password.reauthenticate': { roles: PEOPLE, scope: null, on: 'self', lookedUp: true },
+  'password.rotate': { roles: PEOPLE, scope: null, on: 'self', lookedUp: true },
+  'password.verify': { roles: MANAGING, scope: 'auth:verify', on: 'shared', keysOnly: true, lookedUp: true },
+  'sessions.validate': {
+    roles: MANAGING,
+    scope: 'sessions:validate',
+    on: 'shared',
+    keysOnly: true,
+    lookedUp: true,
+  },
+  'sessions.list': { roles: PEOPLE, scope: null, on: 'self', lookedUp: true },
+  'sessions.end': { roles: PEOPLE, scope: null, on: 'self', lookedUp: true },
   'users.me': { roles: ROLES, scope: 'users:read', on: 'self' },
   'users.list': { roles: MANAGING, scope: 'users:read', on: 'below' },
   'users.read': { roles: MANAGING, scope: 'users:read', on: 'below' },
-  'users.create': { roles: MANAGING, scope: 'users:write', on: 'below' },
-  'users.change': { roles: MANAGING, scope: 'users:write', on: 'below' },
-  'users.deactivate': { roles: MANAGING, scope: 'users:write', on: 'below' },
-  'users.rotate_password': { roles: MANAGING, scope: 'users:write', on: 'below' },
+  'users.create': { roles: MANAGING, scope: 'users:write', on: 'below', lookedUp: true },
+  'users.change': { roles: MANAGING, scope: 'users:write', on: 'below', lookedUp: true },
+  'users.deactivate': { roles: MANAGING, scope: 'users:write', on: 'below', lookedUp: true },
+  'users.rotate_password': { roles: MANAGING, scope: 'users:write', on: 'below', lookedUp: true },
   'users.unlock': { roles: MANAGING, scope: 'users:write', on: 'below' },
   'users.list_sessions': { roles: MANAGING, scope: 'users:read', on: 'below' },
   'users.end_sessions': { roles: MANAGING, scope: 'users:write', on: 'below' },
   'keys.list': { roles: ROLES, scope: 'users:read', on: 'below' },
-  'keys.create': { roles: PEOPLE, scope: null, on: 'below' },
+  'keys.create': { roles: PEOPLE, scope: null, on: 'below', lookedUp: true },
   'keys.delete': { roles: ROLES, scope: 'users:write', on: 'below' },
   'config.read_shared': { roles: SHARED_READERS, scope: 'config:read', on: 'shared' },
   'config.write_shared': { roles: MANAGING, scope: 'config:write', on: 'shared' },

@@ -14,16 +14,14 @@ import { AppError, type FieldError, notFound } from '../errors.js'
 import type { JsonTree } from '../security/json-tree.js'
 import { isWellFormedText } from '../security/well-formed-text.js'
 import { eventSchema, readEvent } from './audit-event.js'
-import { guard } from './caller.js'
+import { type CallerDeps, guard } from './caller.js'
 import { decodeCursor, limit, pageOf } from './cursor.js'
 import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
 import { idParam, json, problems, timestamp } from './schemas.js'
 import { timeIn } from './time.js'
 import { createRouter, jsonBody, jsonText } from './validate.js'
 
-export interface AuditDeps extends IdempotencyDeps {
-  sessionIdleSeconds: number
-}
+export type AuditDeps = IdempotencyDeps & CallerDeps
 
 export const MAX_BATCH = 1000
 /** So many places of one kind an event tells that were altered. */

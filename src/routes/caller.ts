@@ -1,20 +1,21 @@
+import { isDeepStrictEqual } from 'node:util'
 import type { Context, MiddlewareHandler } from 'hono'
-import { type KeyHolder, type Scope, keyByHash, touchKey } from '../db/api-keys.js'
-import { asApp, type Caller } from '../db/as-caller.js'
-import type { Db } from '../db/database.js'
-import type { Deadline } from '../db/deadline.js'
-import { sessionByTokenHash, touchSession } from '../db/sessions.js'
-import { type Role, activeUser } from '../db/users.js'
+import type { Caller } from '../db/as-caller.js'
+import type { Claim } from '../db/claims.js'
+import { PASSING } from '../db/pg-errors.js'
 import { AppError } from '../errors.js'
-import { hashToken, tokenKind } from '../security/tokens.js'
-import { ACCESS, type Access, type Operation, SCOPE_ROLES, rankOf } from './access.js'
+import { ACCESS, type Access, type Operation } from './access.js'
 import type { AppEnv } from './context.js'
-import { idParam } from './schemas.js'
+import {
+  type Credential,
+  type IdentifyDeps,
+  identify,
+  lacksScope,
+  readCredential,
+  recentKey,
+} from './identify.js'
 
-export interface CallerDeps {
-  db: Db
-  sessionIdleSeconds: number
-}
+export type { IdentifyDeps as CallerDeps } from './identify.js'
 
 /** How long ago a password may have been given where it must be fresh. */
 const FRESH_PASSWORD_MS = 15 * 60_000
@@ -24,7 +25,7 @@ const FRESH_PASSWORD_MS = 15 * 60_000
  * follows reads the body only then. The OpenAPI document tells the same as `x-access`.
  */
 export function guard<const M extends MiddlewareHandler<AppEnv>[]>(
-  deps: CallerDeps,
+  deps: IdentifyDeps,
   operation: Operation,
   ...following: M
 ) {
@@ -41,19 +42,69 @@ export function guard<const M extends MiddlewareHandler<AppEnv>[]>(
  * credentials, `unauthenticated` for none or one that is not valid (RFC 6750, section 3.1), and
  * `forbidden`, `insufficient_scope` or `password_change_required` for who may not do this.
  */
-function requireAccess(deps: CallerDeps, operation: Operation): MiddlewareHandler<AppEnv> {
+function requireAccess(deps: IdentifyDeps, operation: Operation): MiddlewareHandler<AppEnv> {
   const access: Access = ACCESS[operation]
   return async function requireAccess(c, next) {
-    await identify(deps, c, credentialOf(c, operation === 'password.verify'), access)
-    refuseUnless(access, c)
+    const credential = readCredential(c, credentialOf(c, operation === 'password.verify'), access)
+    const claim = access.lookedUp === true ? undefined : claimRecent(deps, c, credential, access)
+    if (claim === undefined) {
+      await identify(deps, c, credential)
+      refuseUnless(access, c)
+      return await next()
+    }
     await next()
+    // Answered without the database, or refused: whose request it was is still to be found out. Where the database
+    // could not be asked the answer says so, and tells nothing else.
+    if (claim.isConfirmed || (c.error instanceof AppError && PASSING.has(c.error.code))) return
+    await confirm(deps, c, credential, access)
   }
 }
 
+/** Takes who asked with this credential a moment ago for who asks now, where that one may do this; else undefined. */
+function claimRecent(
+  { recentCallers }: IdentifyDeps,
+  c: Context<AppEnv>,
+  credential: Credential,
+  access: Access,
+): Claim | undefined {
+  const recent = recentCallers.get(recentKey(credential))
+  if (recent === undefined || refusal(access, recent.caller) !== null) return undefined
+  const claim = { ...recent.claim }
+  c.set('caller', { ...recent.caller, deadline: c.var.deadline, claim })
+  return claim
+}
+
+/**
+ * Looks up who asks where that was only claimed, and what the claim does not tell: c.var.session. Throws as requireAccess
+ * does, and `unavailable` in the rare moment in which who asks has become another than was claimed.
+ */
+async function confirm(
+  deps: IdentifyDeps,
+  c: Context<AppEnv>,
+  credential: Credential,
+  access: Access,
+): Promise<void> {
+  const { claim: _, ...claimed } = c.var.caller
+  deps.recentCallers.delete(recentKey(credential))
+  await identify(deps, c, credential)
+  refuseUnless(access, c)
+  if (isDeepStrictEqual(claimed, c.var.caller)) return
+  throw new AppError('unavailable', 'Who you are was changed in this moment; nothing was done. Try again.', {
+    retryAfterSeconds: 1,
+  })
+}
+
+/** For what needs the session after all: c.var.session is there afterwards, when a session asks. */
+export async function lookUp(deps: IdentifyDeps, c: Context<AppEnv>, operation: Operation): Promise<void> {
+  const access: Access = ACCESS[operation]
+  if (c.var.caller.claim !== undefined)
+    await confirm(deps, c, readCredential(c, credentialOf(c, false), access), access)
+}
+
 /** The same for who may do it without, as signing in: sets c.var.caller for a credential, if there is one. */
-export async function identifyIfGiven(deps: CallerDeps, c: Context<AppEnv>): Promise<void> {
+export async function identifyIfGiven(deps: IdentifyDeps, c: Context<AppEnv>): Promise<void> {
   const isGiven = c.req.header('authorization') !== undefined || c.req.header('x-api-key') !== undefined
-  if (isGiven) await identify(deps, c, credentialOf(c, false), {})
+  if (isGiven) await identify(deps, c, readCredential(c, credentialOf(c, false), {}))
 }
 
 /** Of `basicBeside`, Authorization carries what is to be verified, and X-API-KEY who asks. */
@@ -73,130 +124,31 @@ function noCredential(): never {
   })
 }
 
-async function identify(
-  deps: CallerDeps,
-  c: Context<AppEnv>,
-  credential: string,
-  access: Pick<Access, 'attribution'>,
-): Promise<void> {
-  const kind = tokenKind(credential)
-  if (kind === 'session') await identifySession(deps, c, credential)
-  else if (kind === 'api_key') await identifyKey(deps, c, credential, access)
-  else throw invalidCredential()
-}
-
-async function identifySession(deps: CallerDeps, c: Context<AppEnv>, token: string): Promise<void> {
-  const [session] = await asApp(
-    deps.db,
-    sessionByTokenHash(deps.db, hashToken(token), deps.sessionIdleSeconds),
-    c.var.deadline,
-  )
-  if (session === undefined) throw invalidCredential()
-  if (c.req.header('x-on-behalf-of') !== undefined) throw lacksScope('act:on-behalf')
-  if (session.due)
-    await remember(c, asApp(deps.db, touchSession(deps.db, session.session_id), c.var.deadline))
-  c.set('session', session)
-  c.set('caller', userCaller(session, session.session_id, c.var.deadline))
-}
-
-async function identifyKey(
-  deps: CallerDeps,
-  c: Context<AppEnv>,
-  key: string,
-  { attribution }: Pick<Access, 'attribution'>,
-): Promise<void> {
-  const [holder] = await asApp(deps.db, keyByHash(deps.db, hashToken(key)), c.var.deadline)
-  if (holder === undefined) throw invalidCredential()
-  if (holder.due) await remember(c, asApp(deps.db, touchKey(deps.db, holder.key_id), c.var.deadline))
-  const behalf = await namedUser(deps, c, holder)
-  const self = behalf === null || attribution === true ? { id: holder.user_id, role: holder.role } : behalf
-  c.set('caller', {
-    databaseRole: 'gary_caller',
-    userId: self.id,
-    role: self.role,
-    // What is of use to the key's own user and to the one it acts for.
-    scopes: holder.scopes.filter((scope) =>
-      [holder.role, self.role].every((role) => SCOPE_ROLES[scope].includes(role)),
-    ),
-    sessionId: null,
-    keyId: holder.key_id,
-    actor: { type: 'api_key', id: holder.key_id, name: holder.key_name },
-    onBehalfOf: behalf?.id ?? null,
-    deadline: c.var.deadline,
-  })
-}
-
-/** When a credential was used last is no part of the answer: who reads is not refused because it cannot be written. */
-async function remember(c: Context<AppEnv>, touch: Promise<unknown>): Promise<void> {
-  await touch.catch((error: unknown) => c.var.log.warn({ err: error }, 'the last use was not written down'))
-}
-
-/**
- * Whom X-On-Behalf-Of names: an active user below the key's own in rank, or of rank 1. Whoever acts for
- * another has the rights of both only, and the answer does not tell why somebody may not be named.
- */
-async function namedUser(
-  { db }: CallerDeps,
-  c: Context<AppEnv>,
-  { scopes, role }: KeyHolder,
-): Promise<{ id: number; role: Role } | null> {
-  const header = c.req.header('x-on-behalf-of')
-  if (header === undefined) return null
-  if (!scopes.includes('act:on-behalf') || !SCOPE_ROLES['act:on-behalf'].includes(role))
-    throw lacksScope('act:on-behalf')
-  const id = idParam.safeParse(header)
-  if (!id.success) throw new AppError('invalid_request', 'X-On-Behalf-Of: send the id of a user.')
-  const [user] = await asApp(db, activeUser(db, id.data), c.var.deadline)
-  if (
-    user === undefined ||
-    user.role === 'service' ||
-    (rankOf(user.role) > 1 && rankOf(user.role) >= rankOf(role))
-  )
-    throw new AppError('forbidden', 'X-On-Behalf-Of: you may not act for this user.')
-  return user
-}
-
-/** The caller that a signed-in user is. */
-export function userCaller(
-  user: { id: number; username: string; role: Role },
-  sessionId: number | null,
-  deadline: Deadline,
-): Caller {
-  return {
-    databaseRole: 'gary_caller',
-    userId: user.id,
-    role: user.role,
-    scopes: '*',
-    sessionId,
-    keyId: null,
-    actor: { type: 'user', id: user.id, name: user.username },
-    onBehalfOf: null,
-    deadline,
-  }
-}
-
-function invalidCredential(): AppError {
-  return new AppError('unauthenticated', 'The credential is not valid or no longer valid.')
-}
-
-function lacksScope(scope: Scope): AppError {
-  return new AppError('insufficient_scope', `This needs a key with the scope ${scope}.`, {
-    headers: { 'www-authenticate': `Bearer realm="gary", error="insufficient_scope", scope="${scope}"` },
-  })
-}
-
-function refuseUnless({ roles, scope, keysOnly, beforePasswordChange }: Access, c: Context<AppEnv>): void {
+function refuseUnless(access: Access, c: Context<AppEnv>): void {
   const { caller } = c.var
-  if (caller.scopes !== '*') {
-    if (scope === null) throw new AppError('forbidden', 'This call is for sessions, not for keys.')
-    if (!caller.scopes.includes(scope)) throw lacksScope(scope)
-  } else if (keysOnly === true) throw new AppError('insufficient_scope', 'This call is for API keys.')
-  if (!(roles as readonly string[]).includes(caller.role)) {
-    throw new AppError('forbidden', 'Your role may not do this.')
-  }
-  if (caller.sessionId !== null && c.var.session.must_change_password && beforePasswordChange !== true) {
+  const why = refusal(access, caller)
+  if (why !== null) throw why
+  if (
+    caller.sessionId !== null &&
+    c.var.session.must_change_password &&
+    access.beforePasswordChange !== true
+  ) {
     throw new AppError('password_change_required', 'Change your password first.')
   }
+}
+
+/** Why this caller may not do it; null when it may. */
+function refusal(
+  { roles, scope, keysOnly }: Access,
+  caller: Pick<Caller, 'role' | 'scopes'>,
+): AppError | null {
+  if (caller.scopes !== '*') {
+    if (scope === null) return new AppError('forbidden', 'This call is for sessions, not for keys.')
+    if (!caller.scopes.includes(scope)) return lacksScope(scope)
+  } else if (keysOnly === true) return new AppError('insufficient_scope', 'This call is for API keys.')
+  if (!(roles as readonly string[]).includes(caller.role))
+    return new AppError('forbidden', 'Your role may not do this.')
+  return null
 }
 
 /** For what a stolen session must not do: the password was given within the last 15 minutes. Keys have none. */

@@ -21,7 +21,7 @@ import { parseStoredJson, stringifyJson } from '../security/json-text.js'
 import { type JsonTree, childAt, exceedsNodes, isJsonObject, toPointer } from '../security/json-tree.js'
 import { mergePatch } from '../security/merge-patch.js'
 import type { KeyRing } from '../security/secret-box.js'
-import { guard, requireFreshPassword } from './caller.js'
+import { type CallerDeps, guard, lookUp, requireFreshPassword } from './caller.js'
 import { ADDRESSES, addressFor, addressText } from './config-address.js'
 import type { AppEnv } from './context.js'
 import { decodeCursor, limit, pageOf } from './cursor.js'
@@ -40,8 +40,7 @@ import { etag, isUnchanged, preconditionOf, preconditionRequired, stale } from '
 import { json, problems } from './schemas.js'
 import { createRouter, jsonBody, jsonTree } from './validate.js'
 
-export interface ConfigDeps extends IdempotencyDeps {
-  sessionIdleSeconds: number
+export interface ConfigDeps extends IdempotencyDeps, CallerDeps {
   /** null without ENCRYPTION_KEY: what holds a secret is refused. */
   ring: KeyRing | null
 }
@@ -60,7 +59,8 @@ export function configRoutes(deps: ConfigDeps) {
   const router = createRouter()
 
   for (const { scope, path, params, query } of ADDRESSES) {
-    const reads = guard(deps, scope === 'user' ? 'config.read_own' : 'config.read_shared')
+    const operation = scope === 'user' ? 'config.read_own' : 'config.read_shared'
+    const reads = guard(deps, operation)
     const writes = guard(
       deps,
       scope === 'user' ? 'config.write_own' : 'config.write_shared',
@@ -79,10 +79,13 @@ export function configRoutes(deps: ConfigDeps) {
         responses: { 200: entryAnswer, 304: { description: 'Unchanged since If-None-Match' }, ...problems },
       }),
       async (c) => {
-        const { caller } = c.var
         const { reveal, ...rest } = c.req.valid('query')
+        if (reveal === 'true') {
+          await lookUp(deps, c, operation)
+          requireReveal(c)
+        }
+        const { caller } = c.var
         const address = addressFor(caller, scope, c.req.valid('param'), environmentOf(rest))
-        if (reveal === 'true') requireReveal(c)
         const statement =
           reveal === 'true'
             ? entryAtAudited(db, address, configEvent(c, address, 'config.reveal'))

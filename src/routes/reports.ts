@@ -6,16 +6,14 @@ import type { Db } from '../db/database.js'
 import { REPORTS, ROW_CAP, type Report, reportQuery } from '../db/reports/catalog.js'
 import { streamAsCaller } from '../db/transaction.js'
 import { AppError, notFound } from '../errors.js'
-import { guard } from './caller.js'
+import { type CallerDeps, guard } from './caller.js'
 import { json, problems } from './schemas.js'
 import { streamed } from './streamed.js'
 import { createRouter } from './validate.js'
 
-export interface ReportDeps {
-  db: Db
+export interface ReportDeps extends CallerDeps {
   /** A pool of its own: a slow reader holds a connection as long as it reads. */
   streams: Db
-  sessionIdleSeconds: number
 }
 
 const query = z

@@ -16,8 +16,9 @@ import {
 } from '../security/passwords.js'
 import type { KeyRing } from '../security/secret-box.js'
 import { isWellFormedText } from '../security/well-formed-text.js'
-import { userCaller } from './caller.js'
+
 import type { AppEnv } from './context.js'
+import { userCaller } from './identify.js'
 
 export interface SignInDeps {
   db: Db

@@ -31,7 +31,7 @@ let partitions: string[]
 
 beforeAll(async () => {
   // A pool of one: whatever one statement leaves behind, the next one meets.
-  database = await createTestDatabase({ size: 1 })
+  database = await createTestDatabase({ lanes: 0, size: 1 })
   db = createDatabase(database.source)
   superuser = new pg.Client({ connectionString: database.url ?? '' })
   await superuser.connect()
