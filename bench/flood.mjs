@@ -44,7 +44,7 @@ async function run({ port, requests, floods, pauseMs, pid }) {
     const seen = await Promise.all(
       sockets.map((socket, index) =>
         send(socket, sent[index] ?? WARM).then((answer) => {
-          if (answer.status !== 200) after = mainThreadMs(pid)
+          if (answer.status === 429 || answer.status === 503) after = mainThreadMs(pid)
           return answer
         }),
       ),
