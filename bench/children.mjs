@@ -1,7 +1,7 @@
 // The processes of a run: each is known by its pid and ended with the run, however that ends.
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { openSync, readFileSync } from 'node:fs'
+import { openSync, readFileSync, readdirSync } from 'node:fs'
 import { get } from 'node:http'
 import { createServer } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -103,4 +103,37 @@ export function cpuMicros(child) {
   } catch {
     return Number.NaN
   }
+}
+
+/** CPU time so far of the thread that serves, in milliseconds; NaN without /proc. @param {number} pid */
+export function mainThreadMs(pid) {
+  try {
+    return schedule(pid, String(pid)).ranMs
+  } catch {
+    return Number.NaN
+  }
+}
+
+/** Of the threads at low priority: so many, how long they ran, and waited for a core. @param {Child} child */
+export function lowThreads({ pid = 0 }) {
+  const sum = { count: 0, ranMs: 0, waitedMs: 0 }
+  try {
+    for (const thread of readdirSync(`/proc/${pid}/task`)) {
+      const stat = readFileSync(`/proc/${pid}/task/${thread}/stat`, 'utf8')
+      if (!(Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[16]) > 0)) continue
+      const { ranMs, waitedMs } = schedule(pid, thread)
+      sum.count += 1
+      sum.ranMs += ranMs
+      sum.waitedMs += waitedMs
+    }
+  } catch {
+    // No /proc, no threads.
+  }
+  return sum
+}
+
+/** @param {number} pid @param {string} thread */
+function schedule(pid, thread) {
+  const [ran, waited] = readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ')
+  return { ranMs: Number(ran) / 1e6, waitedMs: Number(waited) / 1e6 }
 }

@@ -26,6 +26,8 @@ export interface Bulkhead {
    * the task was then never called.
    */
   run<T>(task: () => Promise<T>): Promise<T>
+  /** Throws what run() would reject with at once, and takes no permit. */
+  assertRoom(): void
   readonly active: number
   readonly queued: number
 }
@@ -48,12 +50,16 @@ export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs, setTimer }
   let active = 0
   const waiting = new Set<Waiter>()
 
+  function assertRoom(): void {
+    if (active >= maxConcurrent && waiting.size >= maxQueued) throw TOO_MANY
+  }
+
   function permit(): Promise<void> | undefined {
+    assertRoom()
     if (active < maxConcurrent) {
       active += 1
       return undefined
     }
-    if (waiting.size >= maxQueued) throw tooMany()
     return new Promise((resolve, reject) => {
       const stopTimer = maxWaitMs === undefined ? undefined : setTimer(giveUp, maxWaitMs)
       const waiter: Waiter = {
@@ -66,7 +72,7 @@ export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs, setTimer }
 
       function giveUp() {
         waiting.delete(waiter)
-        reject(tooMany())
+        reject(TOO_MANY)
       }
     })
   }
@@ -91,6 +97,7 @@ export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs, setTimer }
         release()
       }
     },
+    assertRoom,
     get active() {
       return active
     },
@@ -100,8 +107,9 @@ export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs, setTimer }
   }
 }
 
-function tooMany(): AppError {
-  return new AppError('too_many_requests', 'Too many requests of this kind are running; try again shortly.', {
-    retryAfterSeconds: 1,
-  })
-}
+// One for all: under a flood the stack of each would be a good part of what its refusal costs, and says nothing.
+const TOO_MANY = new AppError(
+  'too_many_requests',
+  'Too many requests of this kind are running; try again shortly.',
+  { retryAfterSeconds: 1 },
+)

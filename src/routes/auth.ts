@@ -8,7 +8,7 @@ import { type CallerDeps, guard, identifyIfGiven } from './caller.js'
 import type { AppEnv } from './context.js'
 import { userCaller } from './identify.js'
 import { json, problems, sessionSchema, userSchema } from './schemas.js'
-import { type SignInDeps, invalidCredentials, signIn } from './sign-in.js'
+import { type SignInDeps, invalidCredentials, roomFirst, signIn } from './sign-in.js'
 import { createRouter, jsonBody, refuseIdempotencyKey } from './validate.js'
 
 export interface AuthDeps extends SignInDeps, CallerDeps {
@@ -46,7 +46,7 @@ export function authRoutes(deps: AuthDeps) {
         description:
           'For anyone. A program that signs its users in sends its API key (scope auth:verify) and may then say where ' +
           'the user is, in ip_address and user_agent.',
-        middleware: [refuseIdempotencyKey, jsonBody('strict')] as const,
+        middleware: [roomFirst(deps), refuseIdempotencyKey, jsonBody('strict')] as const,
         request: { body: { required: true, ...json(loginBody) } },
         responses: {
           200: {
@@ -119,7 +119,7 @@ export function authRoutes(deps: AuthDeps) {
         summary: 'Verify a password without a session; in the body, or as Basic beside X-API-KEY',
         description: 'Without ip_address the attempt counts for the account alone, from wherever.',
         ...verify,
-        middleware: [refuseIdempotencyKey, ...verify.middleware] as const,
+        middleware: [roomFirst(deps), refuseIdempotencyKey, ...verify.middleware] as const,
         request: { body: { required: false, ...json(verifyBody) } },
         responses: {
           200: { description: 'The password is right', ...json(z.object({ user: userSchema })) },

@@ -71,7 +71,8 @@ export function requestContext(
     }
     c.set('requestId', requestId)
     c.set('correlation', correlation)
-    c.set('log', log.child({ request_id: requestId }))
+    const own = log.child({ request_id: requestId })
+    c.set('log', own)
     const deadline = new Deadline()
     const timer = timerOf(deadline, requestMs)
     c.set('deadline', deadline)
@@ -91,7 +92,7 @@ export function requestContext(
     c.header('x-content-type-options', 'nosniff')
     await next()
     timer.stop()
-    c.var.log.info(
+    own.info(
       {
         method: c.req.method,
         path: c.req.path,

@@ -76,15 +76,14 @@ export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
   const status = STATUS[known.code]
   if (status === 500) c.var.log.error({ err: known.cause ?? error }, 'request failed')
   else if (status > 500 || sqlState(known) === DENIED) logFailure(c, known)
-  const headers = new Headers({ ...known.headers, 'content-type': 'application/problem+json' })
+  const headers: Record<string, string> = { ...known.headers, 'content-type': 'application/problem+json' }
   if (known.retryAfterSeconds !== undefined)
-    headers.set('retry-after', String(Math.max(1, known.retryAfterSeconds)))
+    headers['retry-after'] = String(Math.max(1, known.retryAfterSeconds))
   // With a key a retry finds out what became of the change; without one it could make it twice.
   else if (known.code === 'outcome_unknown' && c.req.header('idempotency-key') !== undefined)
-    headers.set('retry-after', '1')
-  if (known.code === 'unauthenticated' && !headers.has('www-authenticate')) {
-    headers.set('www-authenticate', 'Bearer realm="gary", error="invalid_token"')
-  }
+    headers['retry-after'] = '1'
+  if (known.code === 'unauthenticated')
+    headers['www-authenticate'] ??= 'Bearer realm="gary", error="invalid_token"'
   const problem = {
     type: 'about:blank',
     title: TITLES[status] ?? 'Error',
@@ -95,9 +94,9 @@ export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
     error: known.code,
     message: known.message,
     timestamp: Date.now() / 1000,
-    request_id: c.var.requestId,
+    request_id: c.get('requestId'),
   }
-  return c.body(JSON.stringify(problem), status, Object.fromEntries(headers))
+  return c.body(JSON.stringify(problem), status, headers)
 }
 
 /** Without a stack: what a lost or slow database does is no fault in the code, and comes in thousands. */

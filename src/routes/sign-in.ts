@@ -1,5 +1,5 @@
 import { createHmac, createHash } from 'node:crypto'
-import type { Context } from 'hono'
+import type { Context, MiddlewareHandler } from 'hono'
 import { adoptionState, foreignFormats } from '../db/adoption.js'
 import { asApp, asCaller } from '../db/as-caller.js'
 import { recordSystemEvent } from '../db/audit.js'
@@ -46,6 +46,14 @@ export async function signIn(deps: SignInDeps, c: Context<AppEnv>, attempt: Atte
     throw validationFailed('/username', 'A name must be well-formed text without NUL.')
   assertPasswordReadable(attempt.password)
   return await deps.passwords.whenRoom(() => attemptOnce(deps, c, attempt))
+}
+
+/** For what anyone may ask: under a flood a refusal must cost no body, no look at the caller and no query. */
+export function roomFirst({ passwords }: Pick<SignInDeps, 'passwords'>): MiddlewareHandler<AppEnv> {
+  return async function roomFirst(_, next) {
+    passwords.assertRoom()
+    await next()
+  }
 }
 
 async function attemptOnce(deps: SignInDeps, c: Context<AppEnv>, attempt: Attempt): Promise<User> {

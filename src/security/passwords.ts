@@ -58,6 +58,8 @@ export interface Passwords {
    * the queue: else rejects at once with `too_many_requests` and Retry-After, and the task is never called.
    */
   whenRoom<T>(task: () => Promise<T>): Promise<T>
+  /** Throws what whenRoom would reject with now: to refuse before anything is read. It keeps no place. */
+  assertRoom(): void
   /** Ends the threads; whoever still waits for a hash gets `unavailable`. */
   close(): Promise<void>
 }
@@ -104,6 +106,7 @@ export function createPasswords({
       if (fault !== null) throw validationFailed(path, fault)
     },
     whenRoom: (task) => room.run(task),
+    assertRoom: () => room.assertRoom(),
     close: () => pool.close(),
   }
 

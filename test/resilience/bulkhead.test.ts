@@ -19,6 +19,20 @@ async function ticks(count = 10): Promise<void> {
 }
 
 describe('the bulkhead', () => {
+  test('tells beforehand whether there is room, and keeps no place', async () => {
+    const bulkhead = createBulkhead({ maxConcurrent: 1, maxQueued: 1 })
+    const works = [deferred(), deferred()]
+    const tasks = works.map(async (work) => {
+      bulkhead.assertRoom()
+      bulkhead.assertRoom()
+      return await bulkhead.run(() => work.promise)
+    })
+    expect(() => bulkhead.assertRoom()).toThrow(REFUSED)
+    for (const work of works) work.settle(false)
+    expect(await Promise.all(tasks)).toEqual(['done', 'done'])
+    bulkhead.assertRoom()
+  })
+
   test('runs at most maxConcurrent, queues at most maxQueued, settles every task: under any load', async () => {
     await fc.assert(
       fc.asyncProperty(
