@@ -1,0 +1,307 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { type Compilable, CompiledQuery, sql } from 'kysely'
+import pg from 'pg'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { JOBS, SYSTEM, asApp, asCaller } from '../../src/db/as-caller.js'
+import { type Db, createDatabase } from '../../src/db/database.js'
+import { Deadline } from '../../src/db/deadline.js'
+import type { GuardedPool } from '../../src/db/guarded-pool.js'
+import { sqlState } from '../../src/db/pg-errors.js'
+import { budgetsFor } from '../../src/db/pool.js'
+import type { PostgresSettings } from '../../src/db/postgres-source.js'
+import { BREAKER, createPostgresDatabase, guardedPool } from '../engine.js'
+import { Proxy } from '../proxy.js'
+
+let url: string
+let drop: () => Promise<void>
+let superuser: pg.Client
+let proxy: Proxy
+let pools: GuardedPool[]
+
+beforeAll(async () => {
+  ;({ url, drop } = await createPostgresDatabase())
+  superuser = new pg.Client({ connectionString: url })
+  await superuser.connect()
+  await superuser.query('create table things (id int primary key, note text)')
+  await superuser.query('grant select, insert, update on things to gary_app, gary_caller, gary_jobs')
+})
+afterAll(async () => {
+  await superuser.end()
+  await drop()
+})
+beforeEach(async () => {
+  pools = []
+  proxy = new Proxy(url)
+  await proxy.open()
+  await superuser.query("truncate things; insert into things values (1, 'one')")
+})
+afterEach(async () => {
+  await Promise.all(pools.map((pool) => pool.end(500)))
+  proxy.close()
+})
+
+/** With its lanes connected. */
+async function open(settings: Partial<PostgresSettings> = {}): Promise<{ pool: GuardedPool; db: Db }> {
+  const pool = guardedPool(proxy.through(url), { lanes: 2, size: 2, ...settings })
+  pools.push(pool)
+  const db = createDatabase(pool)
+  await asApp(db, raw('select 1'))
+  await ready(pool, settings.lanes ?? 2)
+  return { pool, db }
+}
+
+const ready = (pool: GuardedPool, count: number) =>
+  expect.poll(() => pool.health().lanes?.ready, { timeout: 5000 }).toBe(count)
+
+function raw<R = Record<string, unknown>>(text: string, parameters: unknown[] = []): Compilable<R> {
+  return { compile: () => CompiledQuery.raw(text, parameters) as CompiledQuery<R> }
+}
+/** What may be sent twice, as only a SELECT of Kysely's is known to be. */
+const reading = (db: Db, seconds = 0) =>
+  db
+    .selectNoFrom([
+      sql<number>`pg_backend_pid()`.as('pid'),
+      sql<string>`pg_sleep(${sql.lit(seconds)})::text`.as('slept'),
+    ])
+    .$castTo<{ pid: number }>()
+const writing = (id: number) => raw('insert into things values ($1, pg_sleep(0.3)::text)', [id])
+const laneOf = async (db: Db): Promise<number> => (await asApp(db, reading(db)))[0]?.pid ?? 0
+const codeOf = (work: Promise<unknown>): Promise<string> =>
+  work.then(
+    () => 'done',
+    (error: { code?: string }) => String(error.code),
+  )
+const stored = async () =>
+  (await superuser.query('select id from things order by id')).rows.map(({ id }) => id)
+const running = (text: string) =>
+  expect.poll(
+    async () =>
+      (
+        await superuser.query(
+          `select from pg_stat_activity where state = 'active' and query like $1 and pid <> pg_backend_pid()`,
+          [`%${text}%`],
+        )
+      ).rowCount,
+  )
+
+describe('lanes', () => {
+  it('carry the statements of many callers at once on few connections, each with its own answer', async () => {
+    const { pool, db } = await open()
+    const before = proxy.connections
+    const answers = await Promise.all(
+      Array.from({ length: 100 }, (_, n) =>
+        asApp(db, raw('select $1::int as n, pg_backend_pid() as pid', [n])),
+      ),
+    )
+    expect(answers.map(([row]) => row?.['n'])).toEqual(Array.from({ length: 100 }, (_, n) => n))
+    expect(new Set(answers.map(([row]) => row?.['pid'])).size).toBe(2)
+    expect([proxy.connections, pool.health().pool.waiting]).toEqual([before, 0])
+  })
+
+  it('are there when first asked, and beside the pool: the first statement waits for none', async () => {
+    const pool = guardedPool(proxy.through(url), { lanes: 2, size: 1 })
+    pools.push(pool)
+    expect(pool.health().lanes).toEqual({ ready: 0, inFlight: 0, limit: 2 })
+    await asApp(createDatabase(pool), raw('select 1'))
+    expect(pool.health().pool.total).toBe(1)
+    await ready(pool, 2)
+  })
+
+  it('take no transaction, nothing of jobs and analysts, and nothing large: that has a connection of its own', async () => {
+    const { db } = await open()
+    const lanes = new Set(await Promise.all(Array.from({ length: 20 }, () => laneOf(db))))
+    const pid = 'select pg_backend_pid() as pid, length($1::text) as size'
+    const [job] = await asCaller(db, JOBS, raw<{ pid: number }>(pid, ['']))
+    const [large] = await asApp(db, raw<{ pid: number }>(pid, ['x'.repeat(70_000)]))
+    const [small] = await asApp(db, raw<{ pid: number }>(pid, ['x'.repeat(60_000)]))
+    const inside = await db
+      .transaction()
+      .execute(async (tx) => (await asApp(tx, raw<{ pid: number }>(pid, [''])))[0])
+    expect([job, large, inside].map((row) => lanes.has(row?.pid ?? 0))).toEqual([false, false, false])
+    expect(lanes.has(small?.pid ?? 0)).toBe(true)
+  })
+
+  it('hold at most 64 flights each; whoever comes then goes to the pool, and waits there', async () => {
+    const { pool, db } = await open({ lanes: 1, size: 1, budgets: { ...budgetsFor(60_000), acquireMs: 300 } })
+    const slow = Array.from({ length: 67 }, () => codeOf(asApp(db, reading(db, 0.05))))
+    await expect.poll(() => [pool.health().lanes?.inFlight, pool.health().pool.waiting]).toEqual([64, 2])
+    expect(pool.health().pool.total).toBe(1)
+    expect(new Set(await Promise.all(slow))).toEqual(new Set(['done']))
+    const long = Array.from({ length: 64 }, () => asApp(db, reading(db, 0.02)))
+    const holder = await pool.connect()
+    expect(await codeOf(asApp(db, reading(db)))).toBe('pool_exhausted')
+    holder.release()
+    await Promise.all(long)
+  })
+
+  it('are replaced when they have lived long enough, which nobody notices', async () => {
+    const { pool, db } = await open({ lifetimeMs: 300 })
+    const first = new Set(await Promise.all(Array.from({ length: 10 }, () => laneOf(db))))
+    await expect
+      .poll(async () => first.has(await laneOf(db)) || pool.health().lanes?.ready, { timeout: 5000 })
+      .toBe(2)
+  })
+})
+
+describe('on a lane, a statement', () => {
+  it('that fails is failed alone, also while its name is new to all', async () => {
+    const { db } = await open({ lanes: 1 })
+    const text = `select 1 / $1::int as quotient`
+    const answers = await Promise.all(
+      Array.from({ length: 20 }, (_, n) =>
+        asApp(db, raw(n % 5 === 4 ? 'select nothing from nowhere' : text, n % 5 === 4 ? [] : [n % 2])).then(
+          ([row]) => row?.['quotient'],
+          (error: unknown) => sqlState(error),
+        ),
+      ),
+    )
+    expect(answers).toEqual(
+      Array.from({ length: 20 }, (_, n) => (n % 5 === 4 ? '42P01' : n % 2 === 0 ? '22012' : 1)),
+    )
+  })
+
+  it('that waits for a lock is done on the pool instead, and holds up nobody behind it', async () => {
+    const { db } = await open({ lanes: 1 })
+    await superuser.query('begin; update things set note = null where id = 1')
+    const waiting = asApp(
+      db,
+      raw("update things set note = 'mine' where id = 1 returning pg_backend_pid() as pid"),
+    )
+    await running('%update things%').toBe(1)
+    const lane = await laneOf(db)
+    await sleep(300)
+    await superuser.query('commit')
+    const [row] = await waiting
+    expect(row?.['pid']).not.toBe(lane)
+    expect((await superuser.query('select note from things')).rows).toEqual([{ note: 'mine' }])
+  })
+
+  it('that takes longer than a lane bears is done on the pool, once and not twice', async () => {
+    const { db } = await open({ lanes: 1, budgets: { ...budgetsFor(60_000), statementMs: 1000 } })
+    const lane = await laneOf(db)
+    const slow = raw('insert into things values (2, pg_sleep(0.7)::text) returning pg_backend_pid() as pid')
+    const [row] = await asApp(db, slow)
+    expect(row?.['pid']).not.toBe(lane)
+    expect(await stored()).toEqual([1, 2])
+    expect(await codeOf(asApp(db, raw('select pg_sleep(1.5)')))).toBe('deadline_exceeded')
+  })
+
+  it('that reads is let go when its time is up; its neighbours on the lane are not, and nothing is cancelled', async () => {
+    const { pool, db } = await open({ lanes: 1 })
+    const deadline = new Deadline()
+    const slow = codeOf(asApp(db, reading(db, 0.3), deadline))
+    const neighbour = asApp(db, raw('select 7 as seven'))
+    await running('pg_sleep').toBe(1)
+    deadline.end('client_gone')
+    expect(await slow).toBe('deadline_exceeded')
+    expect(pool.health().lanes?.inFlight).toBe(2)
+    expect(await neighbour).toEqual([{ seven: 7 }])
+    expect(proxy.cancels).toBe(0)
+  })
+
+  it('that writes is outcome_unknown when its time is up, and is waited for when its client goes away', async () => {
+    const { db } = await open({ lanes: 1 })
+    const expired = new Deadline()
+    const late = codeOf(asApp(db, writing(2), expired))
+    await running('insert into things').toBe(1)
+    expired.end('expired')
+    expect(await late).toBe('outcome_unknown')
+    const gone = new Deadline()
+    const nobodys = codeOf(asApp(db, writing(3), gone))
+    await running('insert into things').toBe(1)
+    gone.end('client_gone')
+    expect(await nobodys).toBe('done')
+    expect(await stored()).toEqual([1, 2, 3])
+  })
+})
+
+describe('a lane that is lost', () => {
+  it('loses no read, and leaves the outcome of a write open; another one takes its place', async () => {
+    const { pool, db } = await open({ lanes: 1 })
+    const lane = await laneOf(db)
+    const write = codeOf(asApp(db, writing(2)))
+    const reads = Array.from({ length: 10 }, () => laneOf(db))
+    await running('insert into things').toBe(1)
+    await superuser.query('select pg_terminate_backend($1)', [lane])
+    expect(await write).toBe('outcome_unknown')
+    expect(new Set(await Promise.all(reads)).has(lane)).toBe(false)
+    await expect.poll(async () => (await laneOf(db), pool.health().lanes?.ready)).toBe(1)
+    expect(await stored()).toEqual([1])
+  })
+
+  it('counts for the breaker, once for each flight on it; an open circuit refuses on lanes, too', async () => {
+    const { pool, db } = await open({ lanes: 1, breaker: { ...BREAKER, minCalls: 8 } })
+    const lane = await laneOf(db)
+    const writes = Array.from({ length: 30 }, (_, n) => codeOf(asApp(db, writing(10 + n))))
+    await running('insert into things').toBe(1)
+    await proxy.become('reset')
+    expect(new Set(await Promise.all(writes))).toEqual(new Set(['outcome_unknown']))
+    expect(pool.health().breaker?.state).toBe('open')
+    expect(await codeOf(asApp(db, reading(db)))).toBe('unavailable')
+    await proxy.become('pass')
+    await expect.poll(async () => await codeOf(asApp(db, reading(db))), { timeout: 5000 }).toBe('done')
+    await expect.poll(async () => (await laneOf(db), pool.health().lanes?.ready)).toBe(1)
+    expect(await laneOf(db)).not.toBe(lane)
+  })
+
+  it('or silent: nobody waits for it longer than a statement may take, and what it held is suspect', async () => {
+    const { pool, db } = await open({ lanes: 1, budgets: { ...budgetsFor(60_000), statementMs: 200 } })
+    await proxy.become('black_hole')
+    const started = performance.now()
+    const write = codeOf(asApp(db, raw('insert into things values (2, null)')))
+    expect(await write).toBe('outcome_unknown')
+    expect(performance.now() - started).toBeLessThan(3000)
+    await proxy.become('pass')
+    await expect.poll(async () => await codeOf(asApp(db, reading(db))), { timeout: 5000 }).toBe('done')
+    await expect.poll(async () => (await laneOf(db), pool.health().lanes?.ready)).toBe(1)
+  })
+})
+
+describe('the end', () => {
+  it('lets land what is in flight on the lanes, and takes nothing more', async () => {
+    const { pool, db } = await open({ lanes: 1 })
+    const write = codeOf(asApp(db, writing(2)))
+    await running('insert into things').toBe(1)
+    const ended = pool.end(5000)
+    expect(await codeOf(asApp(db, reading(db)))).toBe('unavailable')
+    expect(await write).toBe('done')
+    await ended
+    expect(await stored()).toEqual([1, 2])
+  })
+
+  it('comes in time, whatever is in flight: that is cut', async () => {
+    const { pool, db } = await open({ lanes: 1 })
+    const write = codeOf(asApp(db, raw('insert into things values (2, pg_sleep(3)::text)')))
+    await running('insert into things').toBe(1)
+    const started = performance.now()
+    await pool.end(300)
+    expect(await write).toBe('outcome_unknown')
+    expect(performance.now() - started).toBeLessThan(2000)
+  })
+})
+
+describe('a lane', () => {
+  it('is gary_app with limits of its own', async () => {
+    const { db } = await open({ lanes: 1 })
+    const [row] = await asApp(
+      db,
+      raw(`select current_user as name, current_setting('statement_timeout') as statement,
+        current_setting('lock_timeout') as lock`),
+    )
+    expect(row).toEqual({ name: 'gary_app', statement: '1667ms', lock: '150ms' })
+  })
+
+  it('carries every caller in its own name, and none beyond its flight', async () => {
+    const { db } = await open({ lanes: 1 })
+    const who = raw("select current_user as name, current_setting('app.user_id', true) as id")
+    const as = (id: number) => asCaller(db, { ...SYSTEM, userId: id, role: 'user' }, who)
+    const answers = await Promise.all([as(1), asApp(db, who), as(2), as(1), asApp(db, who)])
+    expect(answers.flat()).toEqual([
+      { name: 'gary_caller', id: '1' },
+      { name: 'gary_app', id: '' },
+      { name: 'gary_caller', id: '2' },
+      { name: 'gary_caller', id: '1' },
+      { name: 'gary_app', id: '' },
+    ])
+  })
+})
