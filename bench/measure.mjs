@@ -90,7 +90,8 @@ export async function roundTrips(name, database, works) {
     const told = { port: server.port, connections: 1, requests, isStream: false, warmMs: 0, measureMs: 0 }
     await tell(load, { ...told, count: isSlow ? 3 : UNCOUNTED_REQUESTS })
     const before = proxy.count()
-    await tell(load, { ...told, count })
+    const { errors, firstError } = await tell(load, { ...told, count })
+    if (errors > 0) throw new Error(`${name}, ${id}: ${firstError}`)
     trips.set(id, (proxy.count() - before) / count)
   }
   await Promise.all([end(server.child), end(load)])

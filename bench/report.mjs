@@ -80,7 +80,7 @@ function ratesTable(results) {
       'bare',
       'checked',
       'service/bare',
-      '/checked',
+      'service/checked',
       'known/bare',
       'goal',
     ],

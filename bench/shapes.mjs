@@ -43,3 +43,12 @@ export function stored(event) {
     event: text,
   }
 }
+
+/** @param {Record<string, any>} row */
+export function csvLine(row) {
+  const cells = Object.values(row).map((value) => {
+    const text = value instanceof Date ? value.toISOString() : String(value ?? '')
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text
+  })
+  return `${cells.join(',')}\n`
+}
