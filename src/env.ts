@@ -24,6 +24,11 @@ const variables = {
   DATABASE_SSL: z.enum(['disable', 'require', 'verify-ca', 'verify-full']).optional(),
   DATABASE_SSL_CA: z.string().optional(),
   DATABASE_POOL_SIZE: integer(1, 500).default(20),
+  DATABASE_LANES: integer(0, 64).default(4),
+  DATABASE_PREPARE: z
+    .enum(['on', 'off'])
+    .default('on')
+    .transform((value) => value === 'on'),
   DATABASE_TIMEOUT: integer(1, 600).default(30),
   DATABASE_ACQUIRE_MS: milliseconds.optional(),
   DATABASE_STATEMENT_MS: milliseconds.optional(),

@@ -74,10 +74,14 @@ async function memorySources(): Promise<Sources> {
 }
 
 function postgresSources(env: Env, limits: Limits, url: string, log: Logger): Sources {
+  // A pooler would hand each flight to another connection; the pool itself keeps one at least.
+  const lanes = env.DATABASE_POOLED ? 0 : Math.min(env.DATABASE_LANES, env.DATABASE_POOL_SIZE - 1)
   const { requests, streams } = createPostgresSources({
     ...limits,
     connection: connectionConfig({ url, ssl: env.DATABASE_SSL, sslCa: env.DATABASE_SSL_CA }),
-    size: env.DATABASE_POOL_SIZE,
+    size: env.DATABASE_POOL_SIZE - lanes,
+    lanes,
+    prepare: env.DATABASE_PREPARE && !env.DATABASE_POOLED,
     streams: { size: STREAM_CONNECTIONS, budgets: streamBudgets(limits.budgets) },
     pooled: env.DATABASE_POOLED,
     applicationName: 'gary-zero-service',

@@ -20,6 +20,9 @@ export interface TestDatabase {
   drop(): Promise<void>
 }
 
+/** TEST_LANES=0: everything through the pool. In a pool of one no lane may hide who holds its only connection. */
+const LANES = Number(process.env['TEST_LANES'] ?? (process.env['TEST_POOL_SIZE'] === undefined ? 2 : 0))
+
 /** An empty, migrated database of one's own on the engine of this run. */
 export async function createTestDatabase(settings: Partial<PostgresSettings> = {}): Promise<TestDatabase> {
   if (engine === 'memory') {
@@ -35,7 +38,7 @@ export async function createTestDatabase(settings: Partial<PostgresSettings> = {
     return { source, url: null, read, drop: async () => {} }
   }
   const { url, drop } = await createPostgresDatabase()
-  const source = guardedPool(await serviceUrl(url), settings)
+  const source = guardedPool(await serviceUrl(url), { lanes: LANES, ...settings })
   return {
     source,
     url,
@@ -55,7 +58,7 @@ export async function createTestDatabase(settings: Partial<PostgresSettings> = {
   }
 }
 
-/** A pool as the service has it, with shorter limits; `settings` overrides any. */
+/** A pool as the service has it, with shorter limits and without lanes; `settings` overrides any. */
 export function guardedPool(url: string, settings: Partial<PostgresSettings> = {}): GuardedPool {
   return guardedPools(url, settings).requests
 }
@@ -69,6 +72,8 @@ export function guardedPools(
     connection: connectionConfig({ url, ssl: 'disable', sslCa: undefined }),
     // TEST_POOL_SIZE=1: whoever waits for a second connection while holding the first waits for ever.
     size: Number(process.env['TEST_POOL_SIZE'] ?? 5),
+    lanes: 0,
+    prepare: settings.pooled !== true,
     streams: { size: 2, budgets: budgetsFor(10_000) },
     budgets: budgetsFor(10_000),
     pooled: false,

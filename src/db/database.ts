@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import {
   type CompiledQuery,
   type DatabaseConnection,
@@ -35,7 +36,7 @@ export interface RequestQuery<R = unknown> extends CompiledQuery<R> {
 const RETRY_BUDGET = { ratio: 0.1, burst: 20, attempts: 1 }
 
 /** Kysely over a source of connections; `destroy` is the source's own end, not Kysely's. */
-export function createDatabase(source: Pick<ConnectionSource, 'connect'>): Db {
+export function createDatabase(source: Source): Db {
   return new Kysely<DB>({
     dialect: {
       createAdapter: () => new PostgresAdapter(),
@@ -46,7 +47,8 @@ export function createDatabase(source: Pick<ConnectionSource, 'connect'>): Db {
   })
 }
 
-type Source = Pick<ConnectionSource, 'connect'>
+/** Without `run` every statement gets a connection of its own. */
+type Source = Pick<ConnectionSource, 'connect'> & Partial<Pick<ConnectionSource, 'run'>>
 
 class SourceDriver implements Driver {
   readonly #source: Source
@@ -127,18 +129,33 @@ class SourceDatabaseConnection implements DatabaseConnection {
       name: statementName(query.sql),
       writes: writes(query.query),
     }
-    const first = !this.#inTransaction || !this.#started
-    return toQueryResult<R>(await this.#execute([...ahead, ...identity, statement], first))
+    const statements = [...ahead, ...identity, statement]
+    const { run } = this.#source
+    const result =
+      run !== undefined && standsAlone(query) && !this.#inTransaction
+        ? await this.#runAlone(statements, run.bind(this.#source))
+        : await this.#execute(statements)
+    return toQueryResult<R>(result)
   }
 
-  /** `first`: nothing was done on this connection before, so another one would serve as well. */
-  async #execute(statements: Statement[], first: boolean): Promise<Result> {
+  async #runAlone(statements: Statement[], run: ConnectionSource['run']): Promise<Result> {
+    const open = statements.at(-1)?.writes === true
+    try {
+      return await this.#onceMore(statements, open, (sent) => run(sent, this.#deadline))
+    } catch (error) {
+      throw toAppError(error, classify(error), open ? 'open' : 'none')
+    }
+  }
+
+  async #execute(statements: Statement[]): Promise<Result> {
+    // Nothing was done on this connection before: another one would serve as well.
+    const first = !this.#inTransaction || !this.#started
     const open = !this.#inTransaction && statements.at(-1)?.writes === true
     try {
       const connection = await this.#connected()
       this.#started = true
       if (!first) return await connection.execute(statements, this.#deadline)
-      return await this.#onceMore(statements, open)
+      return await this.#onceMore(statements, open, (sent) => this.#executeOn(sent))
     } catch (error) {
       const name = classify(error)
       this.#broken = meaningOf(name).destroy
@@ -150,22 +167,31 @@ class SourceDatabaseConnection implements DatabaseConnection {
    * A statement that finds its connection lost, or its plan gone, is sent once more, when it is certain
    * that the first try changed nothing: a read, the first flight of a transaction, or never sent at all.
    */
-  async #onceMore(statements: Statement[], open: boolean): Promise<Result> {
+  async #onceMore(
+    statements: Statement[],
+    open: boolean,
+    attempt: (sent: Statement[]) => Promise<Result>,
+  ): Promise<Result> {
     let sent = statements
     let failed = false
     return await this.#retry.run(
       async () => {
         if (failed) this.#giveBack()
-        return await (await this.#connected()).execute(sent, this.#deadline)
+        return await attempt(sent)
       },
       (error) => {
         const failure = classify(error)
         const planGone = failure === 'plan_gone' && !this.#inTransaction
         if (planGone) sent = statements.map((statement) => ({ ...statement, name: undefined }))
-        failed = failure === 'lost' || failure === 'restarting'
+        // An AppError was no statement's: there was no connection to send it on.
+        failed = !(error instanceof AppError) && (failure === 'lost' || failure === 'restarting')
         return planGone || (failed && (!open || wasNeverSent(error)))
       },
     )
+  }
+
+  async #executeOn(sent: Statement[]): Promise<Result> {
+    return await (await this.#connected()).execute(sent, this.#deadline)
   }
 
   async #connected(): Promise<SourceConnection> {
@@ -183,7 +209,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
     try {
       const connection = await this.#connected()
       this.#started = true
-      if (ahead.length > 0) await this.#onceMore(ahead, false)
+      if (ahead.length > 0) await this.#onceMore(ahead, false, (sent) => this.#executeOn(sent))
       const statement = { text: query.sql, values: query.parameters, name: undefined }
       for await (const rows of (this.#connection ?? connection).stream(statement, batchSize, this.#deadline))
         yield { rows: rows as R[] }
@@ -228,6 +254,16 @@ class SourceDatabaseConnection implements DatabaseConnection {
   }
 }
 
+/**
+ * A request's statement, made by as-caller.ts. Those of analysts and of jobs are long by nature: they get a connection
+ * of their own.
+ */
+function standsAlone(query: CompiledQuery | RequestQuery): boolean {
+  if (!('deadline' in query)) return false
+  const role = query.caller?.databaseRole ?? 'gary_app'
+  return role === 'gary_app' || role === 'gary_caller'
+}
+
 function toQueryResult<R>(result: Result): QueryResult<R> {
   const rows = result.rows as R[]
   return result.command === 'SELECT' || result.rowCount === null
@@ -248,7 +284,7 @@ const names = new Map<string, string>()
 function statementName(text: string): string | undefined {
   let name = names.get(text)
   if (name === undefined && names.size < MAX_NAMES) {
-    name = `s${names.size + 1}`
+    name = createHash('sha256').update(text).digest('hex').slice(0, 20)
     names.set(text, name)
   }
   return name

@@ -16,13 +16,17 @@ export interface Statement {
 interface Wire {
   stream: Writable
   on(event: 'parseComplete', listener: () => void): void
-  off(event: 'parseComplete', listener: () => void): void
+}
+
+interface RowDescription {
+  fields: unknown[]
 }
 
 declare class PgQuery {
   constructor(config: { text: string })
   callback: (error: Error | null, result?: QueryResult) => void
   submit(connection: Wire): void
+  handleRowDescription(message: RowDescription): void
   handleDataRow(message: unknown): void
   handleCommandComplete(message: unknown, connection: Wire): void
   handleError(error: Error, connection: Wire): void
@@ -30,13 +34,34 @@ declare class PgQuery {
 }
 const Query = pg.Query as unknown as typeof PgQuery
 
-/** Names that a connection is known to hold: only ParseComplete is believed. */
-const preparedNames = new WeakMap<Wire, Set<string>>()
+/** One Parse message and what became of it. */
+interface Parse {
+  name: string
+  flight: Flight
+  state: 'sent' | 'complete' | 'failed'
+  failure?: Error
+  /** What Describe answered: a prepared statement's columns never change (0A000 otherwise). */
+  columns?: RowDescription
+}
+
+/** What a connection holds prepared, and the Parse messages it has not answered yet, in their order. */
+interface Preparations {
+  byName: Map<string, Parse>
+  unanswered: Parse[]
+}
+const preparations = new WeakMap<Wire, Preparations>()
+
+/** A Bind that names a statement which is not there (PostgreSQL manual, appendix A). */
+const NO_SUCH_STATEMENT = '26000'
 
 /**
  * Several statements under one Sync: one round trip and, outside a transaction, one implicit
  * transaction. The server skips everything behind a statement that fails, so the last one never runs
  * without the ones before it (BEGIN, who asks). Answers with the result of the last one.
+ *
+ * On a shared connection names are parsed ahead of everything else in the flight, where nothing can have failed yet:
+ * so whoever comes next may count on a name as soon as its Parse is written, whatever becomes of the flight that
+ * brought it. Elsewhere each is parsed in its place: behind BEGIN, which must not be skipped for its sake.
  *
  * It extends the Query of the same pg, because the client accepts only that class in pipeline mode.
  * Protocol: PostgreSQL manual, 55.2.3 Extended Query.
@@ -44,41 +69,66 @@ const preparedNames = new WeakMap<Wire, Set<string>>()
 class Flight extends Query {
   readonly #statements: readonly Statement[]
   readonly #values: unknown[][]
+  readonly #isShared: boolean
   #ahead: number
-  readonly #parsing: string[] = []
-  #connection: Wire | undefined
-  readonly #onParseComplete = (): void => {
-    const name = this.#parsing.shift()
-    if (name && this.#connection !== undefined) preparedOn(this.#connection).add(name)
-  }
+  #held: Preparations | undefined
+  /** Names that an earlier flight is still preparing. */
+  #reliesOn: Parse[] = []
 
-  constructor(statements: readonly Statement[], callback: PgQuery['callback']) {
+  constructor(statements: readonly Statement[], isShared: boolean, callback: PgQuery['callback']) {
     super({ text: statements.at(-1)?.text ?? '' })
     this.callback = callback
     this.#statements = statements
+    this.#isShared = isShared
     this.#ahead = statements.length - 1
     // Before anything is written: a value that cannot be sent must not leave half a message behind.
     this.#values = statements.map((statement) => statement.values.map((value) => utils.prepareValue(value)))
   }
 
   override submit(wire: Wire): void {
-    this.#connection = wire
-    wire.on('parseComplete', this.#onParseComplete)
-    const prepared = preparedOn(wire)
+    const held = preparationsOn(wire)
+    this.#held = held
     const messages: Buffer[] = []
-    for (const [index, { text, name = '' }] of this.#statements.entries()) {
-      // Twice in one flight (an identity, in a transaction that has one): parsed by the first of the two.
-      if (name === '' || !(prepared.has(name) || this.#parsing.includes(name))) {
-        this.#parsing.push(name)
-        messages.push(serialize.parse({ text, name }))
-      }
+    if (this.#isShared) for (const statement of this.#statements) this.#prepare(held, messages, statement)
+    for (const [index, statement] of this.#statements.entries()) {
+      const { name = '' } = statement
+      if (name === '') this.#parse(held, messages, statement)
+      else if (!this.#isShared) this.#prepare(held, messages, statement)
       messages.push(serialize.bind({ statement: name, values: this.#values[index] ?? [] }))
-      if (index === this.#statements.length - 1) messages.push(serialize.describe({ type: 'P' }))
+      if (index === this.#statements.length - 1) this.#describe(held, messages, name)
       messages.push(serialize.execute())
     }
     messages.push(serialize.sync())
     // One write: each costs more than all the messages together. A dead stream fails its queries itself.
     if (wire.stream.writable) wire.stream.write(Buffer.concat(messages))
+  }
+
+  #prepare(held: Preparations, messages: Buffer[], statement: Statement): void {
+    const { name } = statement
+    if (name === undefined) return
+    const known = held.byName.get(name)
+    if (known === undefined) held.byName.set(name, this.#parse(held, messages, statement))
+    else if (known.state === 'sent') this.#reliesOn.push(known)
+  }
+
+  #parse(held: Preparations, messages: Buffer[], { text, name = '' }: Statement): Parse {
+    const parse: Parse = { name, flight: this, state: 'sent' }
+    held.unanswered.push(parse)
+    messages.push(serialize.parse({ text, name }))
+    return parse
+  }
+
+  /** Columns that are known need not be described again. */
+  #describe(held: Preparations, messages: Buffer[], name: string): void {
+    const columns = held.byName.get(name)?.columns
+    if (columns === undefined) messages.push(serialize.describe({ type: 'P' }))
+    else super.handleRowDescription(columns)
+  }
+
+  override handleRowDescription(message: RowDescription): void {
+    const parse = this.#held?.byName.get(this.#statements.at(-1)?.name ?? '')
+    if (parse !== undefined) parse.columns = message
+    super.handleRowDescription(message)
   }
 
   override handleDataRow(message: unknown): void {
@@ -91,26 +141,44 @@ class Flight extends Query {
   }
 
   override handleError(error: Error, connection: Wire): void {
-    this.#connection?.off('parseComplete', this.#onParseComplete)
-    super.handleError(error, connection)
+    // The answers come in order: what of this flight is still unanswered is what failed, or was skipped.
+    const { byName, unanswered } = this.#held ?? { byName: new Map<string, Parse>(), unanswered: [] }
+    while (unanswered[0]?.flight === this) {
+      const parse = unanswered.shift() as Parse
+      Object.assign(parse, { state: 'failed', failure: error })
+      if (byName.get(parse.name) === parse) byName.delete(parse.name)
+    }
+    const missing = (error as { code?: string }).code === NO_SUCH_STATEMENT
+    super.handleError(missing ? (this.#failureReliedOn() ?? error) : error, connection)
   }
 
-  override handleReadyForQuery(connection: Wire): void {
-    this.#connection?.off('parseComplete', this.#onParseComplete)
-    super.handleReadyForQuery(connection)
+  /** Why the name is not there, in the words of whoever was to prepare it. */
+  #failureReliedOn(): Error | undefined {
+    return this.#reliesOn.find(({ state }) => state === 'failed')?.failure
   }
 }
 
-function preparedOn(connection: Wire): Set<string> {
-  let names = preparedNames.get(connection)
-  if (names === undefined) preparedNames.set(connection, (names = new Set()))
-  return names
+function preparationsOn(wire: Wire): Preparations {
+  let held = preparations.get(wire)
+  if (held === undefined) {
+    const made: Preparations = { byName: new Map(), unanswered: [] }
+    preparations.set(wire, (held = made))
+    wire.on('parseComplete', () => {
+      const parse = made.unanswered.shift()
+      if (parse !== undefined) parse.state = 'complete'
+    })
+  }
+  return held
 }
 
-/** Sends the statements in one write; resolves with the last one's result, rejects with the first error. */
+/**
+ * Sends the statements in one write; resolves with the last one's result, rejects with the first error. On a client
+ * in pipeline mode it does not wait for the flights before it.
+ */
 export function fly(client: pg.ClientBase, statements: readonly Statement[]): Promise<QueryResult> {
   return new Promise((resolve, reject) => {
-    const flight = new Flight(statements, (error, result) => {
+    const isShared = (client as { pipeline?: boolean }).pipeline === true
+    const flight = new Flight(statements, isShared, (error, result) => {
       if (error === null || error === undefined) resolve(result as QueryResult)
       else reject(error)
     })

@@ -16,8 +16,8 @@ const SETTLE_MS = 1000
 export interface ConnectionOptions {
   /** A statement that takes as long counts as slow. */
   slowMs: number
-  /** Behind a pooler a name would be prepared on one server connection and looked for on another. */
-  pooled: boolean
+  /** False behind a pooler: a name would be prepared on one server connection and looked for on another. */
+  prepare: boolean
   /** `streams`: held for as long as a reader reads, so its time says nothing of the database. */
   use: 'requests' | 'streams'
 }
@@ -87,9 +87,7 @@ export class GuardedConnection implements SourceConnection {
   }
 
   async execute(statements: readonly Statement[], deadline?: Deadline): Promise<Result> {
-    const sent = this.#options.pooled
-      ? statements.map(({ text, values }) => unnamed(text, values))
-      : statements
+    const sent = this.#options.prepare ? statements : statements.map(unnamed)
     return await this.#run(
       () => fly(this.#client, sent),
       statements.some(({ writes }) => writes === true),
@@ -220,8 +218,8 @@ const SEVERITY: Record<Outcome, number> = {
   failure_and_slow: 4,
 }
 
-function unnamed(text: string, values: readonly unknown[]): Statement {
-  return { text, values, name: undefined }
+export function unnamed(statement: Statement): Statement {
+  return { ...statement, name: undefined }
 }
 
 /** Why an answer is not waited for any longer; nothing was changed. */

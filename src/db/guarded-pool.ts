@@ -3,10 +3,19 @@ import { AppError } from '../errors.js'
 import type { Permit } from '../resilience/circuit-breaker.js'
 import type { Availability } from './availability.js'
 import type { Deadline, DeadlineEnd } from './deadline.js'
+import type { Statement } from './flight.js'
 import { type ConnectionOptions, GuardedConnection, notWaitedFor } from './guarded-connection.js'
-import { classifyConnect, meaningOf, outcomeOf, toAppError } from './pg-errors.js'
+import type { Lanes } from './lanes.js'
+import {
+  type FailureClass,
+  classify,
+  classifyConnect,
+  meaningOf,
+  outcomeOf,
+  toAppError,
+} from './pg-errors.js'
 import { isExpired } from './pool.js'
-import type { ConnectionSource, SourceConnection, SourceHealth } from './source.js'
+import type { ConnectionSource, Result, SourceConnection, SourceHealth } from './source.js'
 
 export interface GuardedPoolOptions extends ConnectionOptions {
   /** The pool's own maximum. */
@@ -14,6 +23,9 @@ export interface GuardedPoolOptions extends ConnectionOptions {
   /** From asking for a connection to having one, its first statement included. */
   acquireMs: number
 }
+
+/** What a lane stops early: nothing was changed, and it is done once more where nobody stands behind it. */
+const HELD_UP = new Set<FailureClass>(['lock_timeout', 'statement_timeout'])
 
 /**
  * The one seam between the service and pg.Pool. What it promises:
@@ -25,6 +37,7 @@ export class GuardedPool implements ConnectionSource {
   readonly #pool: Pool
   readonly #availability: Availability
   readonly #options: GuardedPoolOptions
+  readonly #lanes: Lanes | undefined
   readonly #checkedOut = new Set<GuardedConnection>()
   readonly #waiters = new Set<(error: Error) => void>()
   /** Clients made before the last eviction are not used again. */
@@ -32,11 +45,32 @@ export class GuardedPool implements ConnectionSource {
   readonly #madeAtMs = new WeakMap<PoolClient, number>()
   #ending = false
 
-  constructor(pool: Pool, availability: Availability, options: GuardedPoolOptions) {
+  constructor(pool: Pool, availability: Availability, options: GuardedPoolOptions, lanes?: Lanes) {
     this.#pool = pool
     this.#availability = availability
     this.#options = options
+    this.#lanes = lanes
+    lanes?.onSuspect(() => this.evictIdle())
     pool.on('connect', (client) => this.#madeAtMs.set(client as PoolClient, performance.now()))
+  }
+
+  async run(statements: readonly Statement[], deadline?: Deadline): Promise<Result> {
+    if (this.#ending) throw draining()
+    if (deadline?.ended !== undefined) throw notWaitedFor(deadline.ended)
+    const lane = this.#lanes?.pick(statements)
+    if (this.#lanes !== undefined && lane !== undefined) {
+      try {
+        return await this.#lanes.fly(lane, statements, deadline)
+      } catch (error) {
+        if (error instanceof AppError || !HELD_UP.has(classify(error))) throw error
+      }
+    }
+    const connection = await this.connect(deadline)
+    try {
+      return await connection.execute(statements, deadline)
+    } finally {
+      connection.release()
+    }
   }
 
   async connect(deadline?: Deadline): Promise<SourceConnection> {
@@ -121,6 +155,7 @@ export class GuardedPool implements ConnectionSource {
   /** Every client made until now ends: the idle ones at once, the others when they are released. */
   evictIdle(): void {
     this.#trustedSinceMs = performance.now()
+    this.#lanes?.retireAll()
     for (let idle = this.#pool.idleCount; idle > 0; idle -= 1) {
       this.#pool.connect().then(
         (client) => client.release(true),
@@ -141,7 +176,11 @@ export class GuardedPool implements ConnectionSource {
 
   health(): SourceHealth {
     const { totalCount: total, idleCount: idle, waitingCount: waiting } = this.#pool
-    return { pool: { total, idle, waiting, limit: this.#options.limit }, ...this.#availability.health() }
+    return {
+      pool: { total, idle, waiting, limit: this.#options.limit },
+      lanes: this.#lanes?.health() ?? null,
+      ...this.#availability.health(),
+    }
   }
 
   async recovered(): Promise<boolean> {
@@ -165,7 +204,7 @@ export class GuardedPool implements ConnectionSource {
         resolve()
       }, timeoutMs)
     })
-    await Promise.race([this.#pool.end(), bound])
+    await Promise.all([Promise.race([this.#pool.end(), bound]), this.#lanes?.end(timeoutMs)])
     clearTimeout(cut)
   }
 }

@@ -45,7 +45,7 @@ export class MemorySource implements ConnectionSource {
     }
   }
 
-  async connect(): Promise<SourceConnection> {
+  async connect(): Promise<MemoryConnection> {
     this.#waiting += 1
     const previous = this.#turn
     let release = (): void => undefined
@@ -58,6 +58,15 @@ export class MemorySource implements ConnectionSource {
     })
   }
 
+  async run(statements: readonly Statement[]): Promise<Result> {
+    const connection = await this.connect()
+    try {
+      return await connection.execute(statements)
+    } finally {
+      connection.release()
+    }
+  }
+
   async connectPastCircuit(): Promise<SourceConnection> {
     return await this.connect()
   }
@@ -65,6 +74,7 @@ export class MemorySource implements ConnectionSource {
   health(): SourceHealth {
     return {
       pool: { total: 1, idle: 0, waiting: this.#waiting, limit: 1 },
+      lanes: null,
       breaker: null,
       nextProbeMs: null,
       sinceAnswerMs: this.#lastAnswer === null ? null : performance.now() - this.#lastAnswer,

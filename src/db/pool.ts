@@ -1,4 +1,4 @@
-import pg, { type ClientBase, type ClientConfig, type Pool } from 'pg'
+import pg, { type Client, type ClientBase, type ClientConfig, type Pool } from 'pg'
 
 /** Milliseconds. The first three and the request's deadline are each strictly below the next: the innermost speaks first. */
 export interface Budgets {
@@ -95,6 +95,41 @@ export function createPool(settings: PoolSettings): Pool {
   })
   pool.on('error', settings.onIdleError)
   return pool
+}
+
+/** What only a lane's connection is: many callers' statements under way at once. */
+const LANE_LOCK_MS = 150
+
+/** A lane's limits: it must not hold up the many behind it, and what it stops is done once more on the pool. */
+export function laneBudgets(budgets: Budgets): Budgets {
+  return {
+    ...budgets,
+    statementMs: Math.ceil(budgets.statementMs / 2),
+    lockMs: Math.min(budgets.lockMs, LANE_LOCK_MS),
+  }
+}
+
+/** A connected client in pipeline mode, gary_app as the pool's are. */
+export async function connectLane(settings: PoolSettings): Promise<Client> {
+  const budgets = laneBudgets(settings.budgets)
+  const client = new pg.Client({
+    ...clientConfig({ ...settings, budgets }),
+    connectionTimeoutMillis: budgets.acquireMs,
+    keepAlive: true,
+    keepAliveInitialDelayMillis: 10_000,
+    types: { getTypeParser },
+    // Typed nowhere: @types/pg is behind.
+    ...{ pipeline: true },
+  })
+  try {
+    await client.connect()
+    await checkIdentity(client, settings)
+    return client
+  } catch (error) {
+    client.on('error', () => undefined)
+    void client.end().catch(() => undefined)
+    throw error
+  }
 }
 
 async function checkIdentity(client: ClientBase, settings: PoolSettings): Promise<void> {

@@ -24,6 +24,8 @@ export interface SourceConnection {
 
 export interface SourceHealth {
   pool: { total: number; idle: number; waiting: number; limit: number }
+  /** Shared connections beside the pool; null where there are none. */
+  lanes: { ready: number; inFlight: number; limit: number } | null
   /** null where there is no server to lose. */
   breaker: BreakerSnapshot | null
   /** Until the database is looked for again; null when it is not lost. */
@@ -35,6 +37,11 @@ export interface SourceHealth {
 
 /** Where connections come from: guarded-pool.ts for PostgreSQL, memory.ts for pg-mem. */
 export interface ConnectionSource {
+  /**
+   * One flight outside a transaction, on whatever connection there is for it: short statements of many callers may
+   * share one. Answers and rejects as SourceConnection.execute does.
+   */
+  run(statements: readonly Statement[], deadline?: Deadline): Promise<Result>
   /** Waits no longer than the deadline for one. */
   connect(deadline?: Deadline): Promise<SourceConnection>
   /** The same past the circuit: for what must be tried whatever its state. */

@@ -22,6 +22,8 @@ export async function withDatabase<T>(env: Env, work: (db: Db) => Promise<T>): P
     connection: connectionConfig({ url, ssl: env.DATABASE_SSL, sslCa: env.DATABASE_SSL_CA }),
     size: 1,
     streams: { size: 1, budgets: streamBudgets(limits.budgets) },
+    lanes: 0,
+    prepare: env.DATABASE_PREPARE && !env.DATABASE_POOLED,
     pooled: env.DATABASE_POOLED,
     applicationName: 'gary-zero-operator',
     lifetimeMs: LIFETIME_MS,

@@ -25,6 +25,10 @@ const databaseSchema = z.object({
     .openapi({ description: 'null in memory, where there is no server to lose' }),
   next_probe_seconds: seconds.nullable(),
   pool: z.object({ total: z.int(), idle: z.int(), waiting: z.int(), limit: z.int() }),
+  lanes: z
+    .object({ ready: z.int(), in_flight: z.int(), limit: z.int() })
+    .nullable()
+    .openapi({ description: 'Shared connections beside the pool; null where there are none' }),
   answered_seconds_ago: seconds.nullable(),
   last_error: z.object({ class: z.string(), seconds_ago: seconds }).nullable(),
 })
@@ -113,6 +117,7 @@ export function healthRoutes({ health, streamHealth, forceCircuit, operationsTok
 export function databaseState({
   breaker,
   pool,
+  lanes,
   nextProbeMs,
   sinceAnswerMs,
   lastError,
@@ -130,6 +135,7 @@ export function databaseState({
     },
     next_probe_seconds: nextProbeMs === null ? null : inSeconds(nextProbeMs),
     pool,
+    lanes: lanes && { ready: lanes.ready, in_flight: lanes.inFlight, limit: lanes.limit },
     answered_seconds_ago: sinceAnswerMs === null ? null : inSeconds(sinceAnswerMs),
     last_error: lastError && { class: lastError.class, seconds_ago: inSeconds(lastError.sinceMs) },
   }

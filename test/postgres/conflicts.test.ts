@@ -13,7 +13,7 @@ let database: TestDatabase
 let superuser: pg.Client
 
 beforeAll(async () => {
-  database = await createTestDatabase({ size: 1, budgets: { ...budgetsFor(10_000), lockMs: 3000 } })
+  database = await createTestDatabase({ lanes: 0, size: 1, budgets: { ...budgetsFor(10_000), lockMs: 3000 } })
   superuser = new pg.Client({ connectionString: database.url ?? '' })
   await superuser.connect()
   await superuser.query("insert into auth_users (username, password_hash) values ('a', '!'), ('b', '!')")

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process'
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { chownSync, existsSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -532,25 +532,23 @@ describe('a plan or a name that is gone', () => {
     retryAfterSeconds: 1,
     client: 'replaced',
   }
-  const TAKE_ALL_NAMES = `do $$ begin
-    for n in 1..500 loop
-      begin execute format('prepare s%s as select 1', n);
-      exception when duplicate_prepared_statement then null; end;
-    end loop; end $$`
-  const KNOWN = query('select * from fault_plans')
-  const NEW = () => query(`select * from fault_plans /* ${ownName()} */`)
-  const ways: [string, (db: Db) => Promise<unknown>, () => Compilable][] = [
-    ['0A000', () => superuser.query(`alter table fault_plans add ${ownName()} int`), () => KNOWN],
-    ['26000', (db) => asApp(db, query('deallocate all')), () => KNOWN],
-    ['42P05', (db) => asApp(db, query(TAKE_ALL_NAMES)), NEW],
+  const KNOWN_TEXT = 'select * from fault_plans'
+  const KNOWN = query(KNOWN_TEXT)
+  const takeName = (text: string) =>
+    query(`prepare "${createHash('sha256').update(text).digest('hex').slice(0, 20)}" as select 1`)
+  const ways: [string, (db: Db, next: string) => Promise<unknown>, () => string][] = [
+    ['0A000', () => superuser.query(`alter table fault_plans add ${ownName()} int`), () => KNOWN_TEXT],
+    ['26000', (db) => asApp(db, query('deallocate all')), () => KNOWN_TEXT],
+    ['42P05', (db, next) => asApp(db, takeName(next)), () => `${KNOWN_TEXT} /* ${ownName()} */`],
   ]
 
   it.each(ways)('%s is ignored, and ends a transaction with its client', async (state, lose, statement) => {
     const db = open()
+    const next = statement()
     const work = async () => {
       await asApp(db, KNOWN)
-      await lose(db)
-      await inTransaction(db, SYSTEM, async (tx) => await asApp(tx, statement()))
+      await lose(db, next)
+      await inTransaction(db, SYSTEM, async (tx) => await asApp(tx, query(next)))
     }
     expect(await met(db, work)).toEqual({ ...PLAN_GONE, sqlState: state })
   })
@@ -559,8 +557,9 @@ describe('a plan or a name that is gone', () => {
     const db = open()
     await asApp(db, KNOWN)
     const before = await backendOf(db)
-    await lose(db)
-    expect(await asApp(db, statement())).toEqual([])
+    const next = statement()
+    await lose(db, next)
+    expect(await asApp(db, query(next))).toEqual([])
     expect(await backendOf(db)).not.toBe(before)
   })
 })

@@ -1,0 +1,288 @@
+import { type Client, DatabaseError } from 'pg'
+import { fullJitter } from '../resilience/backoff.js'
+import { AppError } from '../errors.js'
+import type { Availability } from './availability.js'
+import type { Deadline, DeadlineEnd } from './deadline.js'
+import { type Statement, fly } from './flight.js'
+import { notWaitedFor, unnamed } from './guarded-connection.js'
+import { classify, classifyConnect, meaningOf, outcomeOf } from './pg-errors.js'
+import { isExpired } from './pool.js'
+import type { Result } from './source.js'
+
+/** Flights on one lane at a time; whoever finds all lanes full goes to the pool, and waits there. */
+const MAX_IN_FLIGHT = 64
+/** A flight that carries more holds up those behind it: the pool takes it. In characters of its parameters. */
+const MAX_CHARACTERS = 64 * 1024
+/** How long beyond its statement_timeout a lane may be silent while something is in flight on it. */
+const STALL_GRACE_MS = 1000
+const WATCH_EVERY_MS = 250
+const RECONNECT_BASE_MS = 100
+const GOODBYE_MS = 1000
+
+export interface LaneSettings {
+  count: number
+  /** Connects a client in pipeline mode that is gary_app and has the lane's own limits. */
+  connect: () => Promise<Client>
+  /** The lanes' statement_timeout. */
+  statementMs: number
+  slowMs: number
+  prepare: boolean
+  reconnectCapMs: number
+}
+
+export interface LanesHealth {
+  ready: number
+  inFlight: number
+  limit: number
+}
+
+interface Socket {
+  cork(): void
+  uncork(): void
+  destroy(error?: Error): void
+}
+
+/** A connection that several callers use at once, in pg's pipeline mode: answers come in the order of asking. */
+class Lane {
+  readonly client: Client
+  inFlight = 0
+  /** When it last answered, or was idle. */
+  movedAtMs = performance.now()
+  #corked = false
+  #retired = false
+  #ended = false
+  readonly ended: Promise<void>
+
+  constructor(client: Client) {
+    this.client = client
+    this.ended = new Promise((resolve) => {
+      client.once('end', () => {
+        this.#ended = true
+        resolve()
+      })
+    })
+  }
+
+  get #socket(): Socket {
+    return (this.client as unknown as { connection: { stream: Socket } }).connection.stream
+  }
+
+  async fly(statements: readonly Statement[]): Promise<Result> {
+    if (this.inFlight === 0) this.movedAtMs = performance.now()
+    this.inFlight += 1
+    this.#cork()
+    try {
+      return await fly(this.client, statements)
+    } finally {
+      this.inFlight -= 1
+      this.movedAtMs = performance.now()
+      if (this.#retired && this.inFlight === 0) this.#end()
+    }
+  }
+
+  /** All that is asked in one turn of the event loop is one write: a system call costs more than the messages. */
+  #cork(): void {
+    if (this.#corked) return
+    this.#corked = true
+    const socket = this.#socket
+    socket.cork()
+    setImmediate(() => {
+      this.#corked = false
+      socket.uncork()
+    })
+  }
+
+  /** Ends when what is in flight has landed. */
+  retire(): void {
+    if (this.#retired) return
+    this.#retired = true
+    if (this.inFlight === 0) this.#end()
+  }
+
+  #end(): void {
+    if (this.#ended) return
+    void this.client.end()
+    setTimeout(() => this.cut(), GOODBYE_MS).unref()
+  }
+
+  /** What is in flight meets a lost connection. */
+  cut(): void {
+    if (!this.#ended) this.#socket.destroy(new Error('Connection terminated: the lane does not answer'))
+  }
+}
+
+interface Slot {
+  lane: Lane | undefined
+  connecting: boolean
+  failures: number
+  notBeforeMs: number
+}
+
+/**
+ * A few shared connections for short statements that stand alone (autocommit): many flights are under way on each
+ * at a time, and those of one turn of the event loop leave in one write. A lane has a statement_timeout and a short
+ * lock_timeout of its own, is never sent a cancel request, which could hit a neighbour, and is replaced when it
+ * dies, grows old, or stays silent. While no lane is there, or all are full, the pool does the work.
+ */
+export class Lanes {
+  readonly #settings: LaneSettings
+  readonly #availability: Availability
+  readonly #slots: Slot[]
+  /** Retired ones among them, until they have ended. */
+  readonly #all = new Set<Lane>()
+  #onSuspect: () => void = () => {}
+  #watch: NodeJS.Timeout | undefined
+  #ending = false
+
+  constructor(settings: LaneSettings, availability: Availability) {
+    this.#settings = settings
+    this.#availability = availability
+    this.#slots = Array.from({ length: settings.count }, () => ({
+      lane: undefined,
+      connecting: false,
+      failures: 0,
+      notBeforeMs: 0,
+    }))
+  }
+
+  /** Told when what happened on a lane makes every connection suspect. */
+  onSuspect(listener: () => void): void {
+    this.#onSuspect = listener
+  }
+
+  /** The least loaded lane with room; undefined when there is none, or the flight is none for a lane. */
+  pick(statements: readonly Statement[]): Lane | undefined {
+    if (this.#ending || characters(statements) > MAX_CHARACTERS) return undefined
+    let best: Lane | undefined
+    for (const slot of this.#slots) {
+      if (slot.lane !== undefined && isExpired(slot.lane.client)) this.#retire(slot.lane)
+      if (slot.lane === undefined) void this.#connect(slot)
+      else if (slot.lane.inFlight < (best?.inFlight ?? MAX_IN_FLIGHT)) best = slot.lane
+    }
+    return best
+  }
+
+  /**
+   * Sends one flight; rejects as GuardedConnection does. When the deadline ends before the answer, a read is let go
+   * at once; what may change data is waited for, and is `outcome_unknown` when its time is up.
+   */
+  async fly(lane: Lane, statements: readonly Statement[], deadline: Deadline | undefined): Promise<Result> {
+    const writes = statements.some((statement) => statement.writes === true)
+    const permit = this.#availability.breaker.admit('call')
+    const startedAt = performance.now()
+    const sent = this.#settings.prepare ? statements : statements.map(unnamed)
+    const landed = lane.fly(sent).then(
+      (result) => {
+        this.#availability.answered()
+        permit.settle(performance.now() - startedAt >= this.#settings.slowMs ? 'slow' : 'success')
+        return result
+      },
+      (error: unknown) => {
+        const name = classify(error)
+        const { destroy, evictIdle } = meaningOf(name)
+        const outcome = outcomeOf(name, writes)
+        if (error instanceof DatabaseError) this.#availability.answered()
+        this.#availability.failed(name)
+        permit.settle(outcome)
+        if (destroy) this.#retire(lane)
+        if (evictIdle === true && outcome !== 'ignored') this.#onSuspect()
+        throw error
+      },
+    )
+    return deadline === undefined ? await landed : await untilEnd(landed, deadline, writes)
+  }
+
+  async #connect(slot: Slot): Promise<void> {
+    if (slot.connecting || performance.now() < slot.notBeforeMs) return
+    slot.connecting = true
+    this.#watch ??= setInterval(() => this.#look(), WATCH_EVERY_MS).unref()
+    try {
+      const lane = new Lane(await this.#settings.connect())
+      this.#all.add(lane)
+      void lane.ended.then(() => {
+        this.#all.delete(lane)
+        this.#forget(lane)
+      })
+      lane.client.on('error', () => this.#forget(lane))
+      slot.failures = 0
+      if (this.#ending) lane.retire()
+      else slot.lane = lane
+    } catch (error) {
+      // Nobody waits for it: the pool serves meanwhile, and tells its callers what is wrong.
+      this.#availability.failed(classifyConnect(error))
+      const wait = fullJitter(slot.failures, RECONNECT_BASE_MS, this.#settings.reconnectCapMs, Math.random)
+      slot.failures += 1
+      slot.notBeforeMs = performance.now() + wait
+    } finally {
+      slot.connecting = false
+    }
+  }
+
+  #forget(lane: Lane): void {
+    for (const slot of this.#slots) if (slot.lane === lane) slot.lane = undefined
+  }
+
+  #retire(lane: Lane): void {
+    this.#forget(lane)
+    lane.retire()
+  }
+
+  /** A client's own timer would kill the neighbours of a slow statement: what counts is that nothing moves at all. */
+  #look(): void {
+    const limitMs = this.#settings.statementMs + STALL_GRACE_MS
+    for (const lane of this.#all) {
+      if (lane.inFlight === 0 || performance.now() - lane.movedAtMs < limitMs) continue
+      lane.cut()
+      this.#onSuspect()
+    }
+  }
+
+  /** No lane that is there now is used again; what is in flight lands. */
+  retireAll(): void {
+    for (const { lane } of this.#slots) if (lane !== undefined) this.#retire(lane)
+  }
+
+  health(): LanesHealth {
+    const ready = this.#slots.filter(({ lane }) => lane !== undefined).length
+    let inFlight = 0
+    for (const lane of this.#all) inFlight += lane.inFlight
+    return { ready, inFlight, limit: this.#slots.length }
+  }
+
+  /** Takes no new flight; resolves when all have landed, or `timeoutMs` later, when the rest is cut. */
+  async end(timeoutMs: number): Promise<void> {
+    this.#ending = true
+    this.retireAll()
+    let late: NodeJS.Timeout | undefined
+    const bound = new Promise<void>((resolve) => (late = setTimeout(resolve, timeoutMs)))
+    await Promise.race([Promise.all([...this.#all].map(({ ended }) => ended)), bound])
+    clearTimeout(late)
+    clearInterval(this.#watch)
+    for (const lane of this.#all) lane.cut()
+  }
+}
+
+function characters(statements: readonly Statement[]): number {
+  let sum = 0
+  for (const { values } of statements)
+    for (const value of values) if (typeof value === 'string') sum += value.length
+  return sum
+}
+
+function untilEnd(landed: Promise<Result>, deadline: Deadline, writes: boolean): Promise<Result> {
+  return new Promise((resolve, reject) => {
+    const stop = (end: DeadlineEnd): void => {
+      if (!writes) reject(notWaitedFor(end))
+      else if (end === 'expired') reject(outcomeUnknown())
+    }
+    deadline.listen(stop)
+    landed.then(resolve, reject).finally(() => deadline.forget(stop))
+  })
+}
+
+function outcomeUnknown(): AppError {
+  return new AppError(
+    'outcome_unknown',
+    'The answer did not come in time: the change may or may not have been made.',
+  )
+}
