@@ -20,11 +20,14 @@ import { entryOf, pageOf, stored } from './shapes.mjs'
 
 const env = readEnv(process.env)
 const limits = limitsOf(env)
-// As src/serve.ts does: what is set there has to be set here.
+// As postgresSources in src/serve.ts does: what is set there has to be set here.
+const lanes = Math.min(env.DATABASE_LANES, env.DATABASE_POOL_SIZE - 1)
 const sources = createPostgresSources({
   ...limits,
   connection: connectionConfig({ url: env.DATABASE_URL ?? '', ssl: env.DATABASE_SSL, sslCa: undefined }),
-  size: env.DATABASE_POOL_SIZE,
+  size: env.DATABASE_POOL_SIZE - lanes,
+  lanes,
+  prepare: env.DATABASE_PREPARE,
   streams: { size: 2, budgets: streamBudgets(limits.budgets) },
   pooled: env.DATABASE_POOLED,
   applicationName: 'known-caller',

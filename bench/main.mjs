@@ -3,7 +3,7 @@
 // packages are installed for it under bench/peers.
 //   BENCH_EVENTS=1000000  BENCH_SECONDS=3  BENCH_ROUNDS=3  BENCH_ONLY=S1,S4  BENCH_DATABASE_URL=postgres://super...
 //   BENCH_PROFILE=service instead of measuring: where its CPU goes (or known, bare), function by function
-//   DATABASE_POOL_SIZE, DATABASE_LANES: of every process that has a use for them
+//   DATABASE_POOL_SIZE, DATABASE_LANES, DATABASE_PREPARE: of every process that has a use for them
 import { cpus } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { end, endAll, residentMb } from './children.mjs'
@@ -30,8 +30,8 @@ const ROUNDS = Number(process.env['BENCH_ROUNDS'] || 3)
 const ONLY = (process.env['BENCH_ONLY'] || '').split(',').filter(Boolean)
 const PROFILED = process.env['BENCH_PROFILE'] || ''
 const WITH_PEERS = process.argv.includes('--peers')
-/** V8 compiles what it has seen often: so long each is loaded before it counts. */
-const WARM_SECONDS = 1
+/** V8 compiles what it has seen often: a request costs the service twice as much before. So long, uncounted. */
+const WARM_SECONDS = 2 * SECONDS
 
 const say = (/** @type {string} */ line) => void process.stdout.write(`${line}\n`)
 const progress = (/** @type {string} */ line) => void process.stderr.write(`${line}\n`)

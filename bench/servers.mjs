@@ -37,6 +37,7 @@ export async function startServer(name, { url, folder }, { env = {}, nodeArgs = 
       DATABASE_SSL: 'disable',
       DATABASE_POOL_SIZE: POOL_SIZE,
       ...given('DATABASE_LANES'),
+      ...given('DATABASE_PREPARE'),
       PORT: String(port),
       LOG_LEVEL: 'warn',
       ENCRYPTION_KEY: `bench:${Buffer.alloc(32, 7).toString('base64')}`,
