@@ -1,10 +1,13 @@
-// What the service is compared with: node:http and pg.Pool, named statements, one statement a request, no
-// framework, no validation, no row-level security (a superuser's login). Behind /checked/ the session is looked
-// up first, in a statement of its own, as the service must before anything else.
+// What the service is compared with: node:http and pg.Pool, named statements, one statement a request (a
+// transaction of several where there is a change to tell of), no framework, no validation, no row-level security (a
+// superuser's login). Behind /checked/ the session is looked up first, in a statement of its own.
 import { createHash, randomBytes, randomUUID } from 'node:crypto'
 import { createServer } from 'node:http'
 import bcrypt from '@node-rs/bcrypt'
 import pg from 'pg'
+import { copyTo } from './copy-out.mjs'
+import { EXPORTED } from './data.mjs'
+import { configEvent, entryOf, pageOf, stored } from './shapes.mjs'
 
 const pool = new pg.Pool({
   connectionString: process.env.DATABASE_URL,
@@ -20,23 +23,19 @@ const SESSION = `select s.id as session_id, s.created_at as session_created_at, 
   where s.session_token = $1 and s.expires_at > now() and s.last_activity > now() - interval '2 hours' and u.is_active`
 const READ = `select scope, owner, environment, key, value, version, secret_paths, tags, description, created_at, updated_at,
     updated_by from config_entries where scope = 'global' and owner = '' and environment = '' and key = $1 and not deleted`
-const WRITE = `with change as (
-    update config_entries set value = $2, version = version + 1, updated_at = now(), updated_by = $3
-    where scope = 'global' and owner = '' and environment = '' and key = $1
-    returning *
-  ), revision as (
-    insert into config_revisions (scope, owner, environment, key, version, operation, value, secret_paths, tags,
-      description, actor_type, actor_id, actor_name, request_id)
-    select scope, owner, environment, key, version, 'put', value, secret_paths, tags, description, 'user', 1, $3, $6
-    from change
-  ), audit_id as (
-    insert into audit_event_ids (event_id, actor, body_hash) select $4, 'user:1', $7 from change
-  ), audit_row as (
-    insert into audit_events (event_id, occurred_at, event_type, level, source, actor_type, actor_id, actor_name, action,
-      target, request_id, event)
-    select $4, now(), 'config_change', 'info', 'service', 'user', 1, $3, 'config.put', 'config/global/' || $1, $6, $5
-    from change
-  ) select * from change`
+const BEGIN = 'begin'
+const COMMIT = 'commit'
+const WRITE = `update config_entries set value = $2, version = version + 1, updated_at = now(), updated_by = $3
+  where scope = 'global' and owner = '' and environment = '' and key = $1
+  returning scope, owner, environment, key, value, version, secret_paths, tags, description, created_at, updated_at,
+    updated_by`
+const REVISION = `insert into config_revisions (scope, owner, environment, key, version, operation, value, secret_paths, tags,
+    description, actor_type, actor_id, actor_name, request_id)
+  values ($1, $2, $3, $4, $5, 'put', $6, $7, $8, $9, 'user', 1, $10, $11)`
+const AUDIT_ID = `insert into audit_event_ids (event_id, actor, body_hash) values ($1, 'user:1', $2)`
+const AUDIT = `insert into audit_events (event_id, occurred_at, event_type, level, source, actor_type, actor_id, actor_name,
+    action, target, request_id, event)
+  values ($1, now(), 'config_change', 'info', 'service', 'user', 1, $2, 'config.put', 'config/global/' || $3, $4, $5)`
 const APPEND = `with input as (
     select * from json_to_recordset($1::json) as e("eventId" uuid, "bodyHash" text, "occurredAt" timestamptz,
       "eventType" text, level text, "userId" text, "agentId" text, "sessionId" text, "requestId" text, "traceId" text,
@@ -81,27 +80,30 @@ function bodyOf(request) {
   })
 }
 
-/** @param {Record<string, any>} row */
-function entryOf({ value, ...rest }) {
-  return `${JSON.stringify(rest).slice(0, -1)},"value":${value}}`
-}
-
-/** @param {any} event */
-function stored(event) {
-  const eventId = event.event_id ?? randomUUID()
-  const text = JSON.stringify({ ...event, event_id: eventId })
-  return {
-    eventId,
-    bodyHash: createHash('sha256').update(text).digest('hex'),
-    occurredAt: new Date(),
-    eventType: event.event_type,
-    level: event.level,
-    userId: event.user_id,
-    agentId: event.agent_id,
-    sessionId: event.session_id,
-    requestId: event.request_id,
-    traceId: event.trace_id,
-    event: text,
+/** A change, its revision and its audit row, all or nothing. @param {string} key @param {string} value */
+async function write(key, value) {
+  const client = await pool.connect()
+  const run = async (
+    /** @type {string} */ name,
+    /** @type {string} */ text,
+    /** @type {unknown[]} */ values = [],
+  ) => (await client.query({ name, text, values })).rows[0]
+  const requestId = randomUUID()
+  const { eventId, bodyHash, event } = configEvent(key)
+  try {
+    await run('begin', BEGIN)
+    const row = await run('write', WRITE, [key, value, 'bench'])
+    const { scope, owner, environment, version, secret_paths, tags, description } = row
+    const place = [scope, owner, environment, key, version]
+    await run('revision', REVISION, [...place, value, secret_paths, tags, description, 'bench', requestId])
+    await run('audit-id', AUDIT_ID, [eventId, bodyHash])
+    await run('audit', AUDIT, [eventId, 'bench', key, requestId, event])
+    await run('commit', COMMIT)
+    client.release()
+    return row
+  } catch (error) {
+    client.release(true)
+    throw error
   }
 }
 
@@ -118,6 +120,7 @@ async function answer(request) {
 
 /** @param {string} url @param {import('node:http').IncomingMessage} request @returns {Promise<string | undefined>} */
 async function work(url, request) {
+  if (url === '/ready') return JSON.stringify(await rowsOf('ready', 'select 1 as one', []))
   if (url === '/session') {
     const [row] = await sessionOf(request)
     return row && JSON.stringify(row)
@@ -128,12 +131,7 @@ async function work(url, request) {
       const [row] = await rowsOf('read', READ, [key])
       return row && entryOf(row)
     }
-    const value = JSON.stringify(JSON.parse(await bodyOf(request)).value)
-    const eventId = randomUUID()
-    const event = JSON.stringify({ event_id: eventId, event_type: 'config_change', message: `put ${key}` })
-    const hash = createHash('sha256').update(event).digest('hex')
-    const [row] = await rowsOf('write', WRITE, [key, value, 'bench', eventId, event, randomUUID(), hash])
-    return row && entryOf(row)
+    return entryOf(await write(key, JSON.stringify(JSON.parse(await bodyOf(request)).value)))
   }
   if (url === '/events') {
     const body = JSON.parse(await bodyOf(request))
@@ -144,11 +142,7 @@ async function work(url, request) {
   if (url.startsWith('/page?')) {
     const query = new URLSearchParams(url.slice('/page?'.length))
     const rows = await rowsOf('page', PAGE, [query.get('at'), query.get('id')])
-    const items = rows.slice(0, 50).map(({ event, ...known }) => {
-      return `${event.slice(0, -1)},${JSON.stringify(known).slice(1)}`
-    })
-    const last = rows[49]
-    return `{"items":[${items.join(',')}],"next":${JSON.stringify([last?.received_at, last?.id])}}`
+    return pageOf(rows)
   }
   if (url === '/login') {
     const { username, password } = JSON.parse(await bodyOf(request))
@@ -163,6 +157,10 @@ async function work(url, request) {
 }
 
 const server = createServer((request, response) => {
+  if (request.url === '/csv') {
+    response.writeHead(200, { 'content-type': 'text/csv' })
+    return void copyTo(pool, `copy (${EXPORTED}) to stdout with (format csv, header)`, response)
+  }
   answer(request).then(
     (text) => {
       response.writeHead(text === undefined ? 404 : 200, {

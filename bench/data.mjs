@@ -10,6 +10,10 @@ export const BATCH = 100
 export const USERNAME = 'bench'
 export const PASSWORD = 'correct horse battery staple'
 
+/** What an export of all events has of each: of bare by COPY, which the others are compared with. */
+export const EXPORTED = `select id, received_at, event_id, occurred_at, event_type, level, source, actor_type, actor_id,
+  actor_name, user_id, agent_id, session_id, request_id from audit_events`
+
 /** Each connection writes an entry of its own: no waiting for a row of another. @param {number} index */
 export const configKey = (index) => `bench-${index}`
 

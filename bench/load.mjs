@@ -1,4 +1,4 @@
-// The load generator: a process of its own, raw sockets and no HTTP library, so that it costs the two
+// The load generator: a process of its own, raw sockets and no HTTP library, so that it costs the
 // measured sides the same few microseconds. Told over IPC what to send, answers with what it saw.
 import { connect } from 'node:net'
 
@@ -10,6 +10,7 @@ import { connect } from 'node:net'
  * @property {number} warmMs
  * @property {number} measureMs
  * @property {number} [count] instead of a time: so many requests in all
+ * @property {boolean} isStream one request, whose answer's rows are what is counted
  */
 /**
  * @typedef {object} Seen
@@ -22,6 +23,7 @@ import { connect } from 'node:net'
  */
 
 const HEAD_END = Buffer.from('\r\n\r\n')
+const LINE_FEED = 10
 const CHUNKS_END = Buffer.from('0\r\n\r\n')
 const DRAIN_MS = 15_000
 
@@ -35,6 +37,7 @@ process.on('disconnect', () => process.exit(0))
 
 /** @param {Load} load @returns {Promise<Seen>} */
 async function run(load) {
+  if (load.isStream) return await readRows(load.port, load.requests[0] ?? '')
   const state = { measuring: false, stopping: false, left: load.count ?? Infinity, errors: 0, firstError: '' }
   /** @type {number[]} */
   const times = []
@@ -48,12 +51,12 @@ async function run(load) {
   }
   await sleep(load.warmMs)
   state.measuring = true
-  process.send?.({ measuring: true })
+  process.send?.({ phase: 'measuring' })
   const started = performance.now()
   await sleep(load.measureMs)
   state.measuring = false
   const seconds = (performance.now() - started) / 1000
-  process.send?.({ measured: true })
+  process.send?.({ phase: 'measured' })
   state.stopping = true
   await Promise.race([Promise.all(all), sleep(DRAIN_MS)])
   return summary(times, seconds, state)
@@ -71,6 +74,85 @@ function summary(times, seconds, { errors, firstError }) {
     requests: times.length,
     errors,
     firstError,
+  }
+}
+
+/**
+ * The rows of one answer as fast as they come: lines of a chunked body, without the first, which names the columns.
+ * @param {number} port @param {string} request @returns {Promise<Seen>}
+ */
+function readRows(port, request) {
+  return new Promise((resolve) => {
+    const socket = connect({ port, host: '127.0.0.1', noDelay: true })
+    let started = 0
+    let lines = 0
+    let head = Buffer.alloc(0)
+    let isBody = false
+    let ended = false
+    const body = chunkReader((data, from, to) => {
+      for (let at = from; at < to; at += 1) if (data[at] === LINE_FEED) lines += 1
+    })
+    const end = (/** @type {string} */ firstError) => {
+      if (ended) return
+      ended = true
+      socket.destroy()
+      process.send?.({ phase: 'measured' })
+      const ms = performance.now() - started
+      const requests = Math.max(0, lines - 1)
+      const errors = firstError === '' ? 0 : 1
+      resolve({ perSecond: (requests / ms) * 1000, p50: ms, p99: ms, requests, errors, firstError })
+    }
+    socket.on('connect', () => {
+      process.send?.({ phase: 'measuring' })
+      started = performance.now()
+      socket.write(request)
+    })
+    socket.on('data', (data) => {
+      let from = 0
+      if (!isBody) {
+        head = Buffer.concat([head, data])
+        const headEnd = head.indexOf(HEAD_END)
+        if (headEnd < 0) return
+        if (head.latin1Slice(9, 12) !== '200') return end(head.toString().slice(0, 400))
+        isBody = true
+        data = head
+        from = headEnd + HEAD_END.length
+      }
+      if (body(data, from)) end('')
+    })
+    socket.on('error', (error) => end(String(error)))
+    socket.on('close', () => end('the answer was cut'))
+  })
+}
+
+/**
+ * Tells the parts of a chunked body, however they are cut (RFC 9112, section 7.1); true when it is whole.
+ * @param {(data: Buffer, from: number, to: number) => void} onPart
+ */
+function chunkReader(onPart) {
+  let left = 0
+  let size = ''
+  return (/** @type {Buffer} */ data, /** @type {number} */ from) => {
+    for (let at = from; at < data.length;) {
+      // What is left of a chunk includes the two bytes behind it.
+      if (left > 0) {
+        const to = Math.min(data.length, at + left)
+        onPart(data, at, Math.min(to, at + left - 2))
+        left -= to - at
+        at = to
+        continue
+      }
+      const byte = data[at] ?? 0
+      at += 1
+      if (byte !== LINE_FEED) size += String.fromCharCode(byte)
+      else {
+        const length = Number.parseInt(size, 16)
+        if (length === 0) return true
+        left = length + 2
+        size = ''
+      }
+    }
+    return false
   }
 }
 

@@ -1,14 +1,12 @@
 // The service beside the bare stack on one database and one machine: see bare.mjs for what "bare" is. Asserts
-// nothing about time; ends with 1 when a request failed or the run did.
+// nothing about time; ends with 1 when a request failed or the run did. With --peers also beside other stacks, whose
+// packages are installed for it under bench/peers.
 //   BENCH_EVENTS=1000000  BENCH_SECONDS=3  BENCH_ROUNDS=3  BENCH_ONLY=S1,S4  BENCH_DATABASE_URL=postgres://super...
-//   BENCH_PROFILE=1       instead of measuring: where the service's CPU goes, function by function
-import { once } from 'node:events'
-import { mkdir, readFile } from 'node:fs/promises'
+//   BENCH_PROFILE=service instead of measuring: where its CPU goes (or known, bare), function by function
+//   DATABASE_POOL_SIZE, DATABASE_LANES, DATABASE_PREPARE: of every process that has a use for them
 import { cpus } from 'node:os'
-import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
-import { cpuMicros, end, endAll, freePort, residentMb, start, untilAnswered } from './children.mjs'
+import { end, endAll, residentMb } from './children.mjs'
 import {
   PASSWORD,
   USERNAME,
@@ -18,26 +16,30 @@ import {
   fillEvents,
   openDatabase,
 } from './data.mjs'
-import { printProfile } from './profile.mjs'
-import { startWireProxy } from './wire-proxy.mjs'
-import { worksFor } from './works.mjs'
+import { measure, roundTrips, startLoad } from './measure.mjs'
+import { watchPostgres } from './postgres-cpu.mjs'
+import { printProfiles } from './profile.mjs'
+import { printReport } from './report.mjs'
+import { startServer } from './servers.mjs'
+import { median } from './statistics.mjs'
+import { EXPORT_PATH, READINGS, serverOf, worksFor } from './works.mjs'
 
 const EVENTS = Number(process.env['BENCH_EVENTS'] || 1_000_000)
 const SECONDS = Number(process.env['BENCH_SECONDS'] || 3)
 const ROUNDS = Number(process.env['BENCH_ROUNDS'] || 3)
 const ONLY = (process.env['BENCH_ONLY'] || '').split(',').filter(Boolean)
-const WARM_MS = 1000
-const START_UPS = 5
-const POOL_SIZE = '20'
-const COUNTED_REQUESTS = 20
+const PROFILED = process.env['BENCH_PROFILE'] || ''
+const WITH_PEERS = process.argv.includes('--peers')
+/** V8 compiles what it has seen often: a request costs the service twice as much before. So long, uncounted. */
+const WARM_SECONDS = 2 * SECONDS
 
-const SERVICE = fileURLToPath(new URL('../dist/main.js', import.meta.url))
-const file = (/** @type {string} */ name) => fileURLToPath(new URL(name, import.meta.url))
 const say = (/** @type {string} */ line) => void process.stdout.write(`${line}\n`)
 const progress = (/** @type {string} */ line) => void process.stderr.write(`${line}\n`)
 
 /** @typedef {import('./works.mjs').Work} Work */
-/** @typedef {import('./load.mjs').Seen & { cpu: number }} Measured cpu: microseconds of the server's CPU a request */
+/** @typedef {import('./works.mjs').Reading} Reading */
+/** @typedef {import('./servers.mjs').Server} Server */
+/** @typedef {import('./measure.mjs').Measured} Measured */
 
 /** @type {Awaited<ReturnType<typeof openDatabase>> | undefined} */
 let database
@@ -52,6 +54,7 @@ for (const signal of /** @type {const} */ (['SIGINT', 'SIGTERM']))
   process.once(signal, () => void close().finally(() => process.exit(130)))
 
 try {
+  if (WITH_PEERS) (await import('./peers/install.mjs')).installPeers(progress)
   database = await openDatabase(progress)
   process.exitCode = (await bench(database)) > 0 ? 1 : 0
 } catch (error) {
@@ -63,145 +66,70 @@ try {
 
 /** @param {NonNullable<typeof database>} db @returns {Promise<number>} requests that failed */
 async function bench(db) {
-  const service = await startService(db.url, { AUTH_LOGIN: USERNAME, AUTH_PASSWORD: PASSWORD })
+  const owner = { AUTH_LOGIN: USERNAME, AUTH_PASSWORD: PASSWORD }
+  const service = await startServer('service', db, { env: owner })
   const token = await prepareEntries(service.port)
+  const exportsCsv = await answers(`http://127.0.0.1:${service.port}${EXPORT_PATH}`, token)
+  await end(service.child)
   progress(`filling ${EVENTS} events`)
-  const filling = performance.now()
   const positions = await fillEvents(db.url, EVENTS)
-  progress(`filled in ${((performance.now() - filling) / 1000).toFixed(1)} s`)
   const works = worksFor({ token, positions }).filter(({ id }) => ONLY.length === 0 || ONLY.includes(id))
-  if (process.env['BENCH_PROFILE'] !== undefined) {
-    await end(service.child)
-    return await profile(db, works)
-  }
-  const starts = await startUps(db.url)
-  const trips = await roundTrips(db.url, works)
-  const bare = await startBare(db.url)
-  const load = start([file('load.mjs')], {}, join(db.folder, 'load.log'), { ipc: true })
+  if (!exportsCsv) for (const work of works) if (work.isStream) delete work.requests.service
+  if (PROFILED !== '')
+    return await printProfiles(db, works, PROFILED === '1' ? 'service' : PROFILED, SECONDS, say)
 
-  say(
-    `\n${new Date().toISOString()}  Node ${process.version}  ${db.version} (${db.where})  ${cpus().length} x ${cpus()[0]?.model}`,
-  )
-  say(
-    `${EVENTS} events, ${ROUNDS} rounds of ${SECONDS} s, pool ${POOL_SIZE}, ${CONNECTIONS} connections (login 4)\n`,
-  )
-  const columns = [24, 8, 8, 8, 8, 10, 8, 7, 11, 10, 7, 8]
-  const row = (/** @type {string[]} */ cells) =>
-    say(
-      cells
-        .map((cell, index) =>
-          index === 0 ? cell.padEnd(columns[0] ?? 0) : cell.padStart(columns[index] ?? 0),
-        )
-        .join(''),
-    )
-  row([
-    'work',
-    'req/s',
-    'p50 ms',
-    'p99 ms',
-    'CPU us',
-    'bare r/s',
-    'CPU us',
-    'ratio',
-    'goal',
-    '+session',
-    'trips',
-    'errors',
-  ])
-  let failed = 0
+  const readings = READINGS.filter((reading) => WITH_PEERS || !['prisma', 'fastify'].includes(reading))
+  const names = [...new Set(readings.map(serverOf))]
+  progress('starting each')
+  const starts = await startUps(db, names)
+  progress('counting round trips')
+  const trips = await countTrips(db, works, readings)
+  /** @type {Map<string, Server>} */
+  const servers = new Map()
+  for (const name of names) servers.set(name, await startServer(name, db))
+  const meters = { load: startLoad(db.folder), postgresCpu: await watchPostgres(db.url) }
+  const results = []
   for (const work of works) {
-    /** @type {Measured[]} */
-    const ours = []
-    /** @type {Measured[]} */
-    const theirs = []
-    /** @type {Measured[]} */
-    const checked = []
-    // V8 compiles what it has seen often: a first, uncounted round for each side.
-    await measure(load, service, work.service, work.connections)
-    await measure(load, bare, work.checked ?? work.bare, work.connections)
-    for (let round = 0; round < ROUNDS; round += 1) {
-      ours.push(await measure(load, service, work.service, work.connections))
-      theirs.push(await measure(load, bare, work.bare, work.connections))
-      if (work.checked !== undefined) checked.push(await measure(load, bare, work.checked, work.connections))
-    }
-    const all = [...ours, ...theirs, ...checked]
-    const errors = all.reduce((sum, seen) => sum + seen.errors, 0)
-    failed += errors
-    const ratios = ours.map((seen, round) => seen.perSecond / (theirs[round]?.perSecond ?? Number.NaN))
-    const fairer = checked.map((seen, round) => (ours[round]?.perSecond ?? Number.NaN) / seen.perSecond)
-    const ratio = median(ratios)
-    row([
-      `${work.id} ${work.name}`,
-      rate(median(ours.map(({ perSecond }) => perSecond))),
-      median(ours.map(({ p50 }) => p50)).toFixed(1),
-      median(ours.map(({ p99 }) => p99)).toFixed(1),
-      median(ours.map(({ cpu }) => cpu)).toFixed(0),
-      rate(median(theirs.map(({ perSecond }) => perSecond))),
-      median(theirs.map(({ cpu }) => cpu)).toFixed(0),
-      ratio.toFixed(2),
-      work.goal === undefined ? '-' : `${work.goal} ${ratio >= work.goal ? 'met' : 'MISS'}`,
-      checked.length === 0 ? '-' : median(fairer).toFixed(2),
-      (trips.get(work.id) ?? Number.NaN).toFixed(1),
-      errors === 0 ? '0' : `${errors} !`,
-    ])
-    for (const { firstError } of all.filter((seen) => seen.errors > 0).slice(0, 1))
-      say(`  first error: ${firstError}`)
+    progress(`${work.id} ${work.name}`)
+    results.push({ work, seen: await measureWork(meters, servers, work, readings) })
   }
-  say(
-    '\nratio: median of same-round ratios, service / bare with one statement a request and no session check;',
-  )
-  say(
-    '+session: the same against bare with a session check ahead; trips: Sync and simple Query on the wire a request',
-  )
-  say(`start to first 200 on /ready: ${starts.ms.toFixed(0)} ms (median of ${START_UPS}; goal 600)`)
-  say(
-    `resident memory: idle ${starts.idleMb.toFixed(0)} MB (goal 90), after load ${residentMb(service.child).toFixed(0)} MB; bare after load ${residentMb(bare.child).toFixed(0)} MB`,
-  )
-  if (failed > 0) say(`\n*** ${failed} requests FAILED: these numbers do not count ***`)
-  return failed
-}
-
-/** @typedef {{ child: import('./children.mjs').Child, port: number, readyMs: number }} Server */
-
-/** @param {string} url @param {Record<string, string>} [env] @param {string[]} [nodeArgs] @returns {Promise<Server>} */
-async function startService(url, env = {}, nodeArgs = []) {
-  const port = await freePort()
-  const started = performance.now()
-  const logFile = join(database?.folder ?? '', 'service.log')
-  const child = start(
-    [...nodeArgs, SERVICE, 'serve'],
+  return printReport(
     {
-      DATABASE_URL: url,
-      DATABASE_SSL: 'disable',
-      DATABASE_POOL_SIZE: POOL_SIZE,
-      PORT: String(port),
-      LOG_LEVEL: 'warn',
-      ENCRYPTION_KEY: `bench:${Buffer.alloc(32, 7).toString('base64')}`,
-      ...env,
+      head: [
+        `${new Date().toISOString()}, Node ${process.version}, ${db.version} (${db.where}), ${cpus().length} x ${cpus()[0]?.model}`,
+        `${EVENTS} events, ${ROUNDS} rounds of ${SECONDS} s, medians, ${CONNECTIONS} connections (login 4, CSV 1)`,
+      ],
+      results,
+      trips,
+      memory: [...servers].map(([name, { child }]) => {
+        const { startMs = Number.NaN, idleMb = Number.NaN } = starts.get(name) ?? {}
+        return { name, startMs, idleMb, loadedMb: residentMb(child) }
+      }),
     },
-    logFile,
+    say,
   )
-  try {
-    const readyMs = await untilAnswered(child, `http://127.0.0.1:${port}/ready`, started)
-    return { child, port, readyMs }
-  } catch (error) {
-    throw new Error(`the service did not start; its log:\n${await readFile(logFile, 'utf8')}`, {
-      cause: error,
-    })
-  }
 }
 
-/** @param {string} url @returns {Promise<Server>} */
-async function startBare(url) {
-  const port = await freePort()
-  const started = performance.now()
-  const child = start(
-    [file('bare.mjs')],
-    { DATABASE_URL: url, DATABASE_POOL_SIZE: POOL_SIZE, PORT: String(port) },
-    join(database?.folder ?? '', 'bare.log'),
-  )
-  const readyMs = await untilAnswered(child, `http://127.0.0.1:${port}/`, started, (status) => status > 0)
-  return { child, port, readyMs }
+/**
+ * All readings of a work in turns, so that what slows the machine slows all; none is always first.
+ * @param {Parameters<typeof measure>[0]} meters @param {Map<string, Server>} servers @param {Work} work
+ * @param {readonly Reading[]} all @returns {Promise<Map<Reading, Measured[]>>}
+ */
+async function measureWork(meters, servers, work, all) {
+  const readings = all.filter((reading) => work.requests[reading] !== undefined)
+  const seen = new Map(readings.map((reading) => [reading, /** @type {Measured[]} */ ([])]))
+  const once = async (/** @type {Reading} */ reading, /** @type {number} */ seconds) => {
+    const server = servers.get(serverOf(reading))
+    if (server === undefined) throw new Error(`${reading} has no server`)
+    return await measure(meters, server, work, work.requests[reading] ?? [], seconds)
+  }
+  if (!work.isStream) for (const reading of readings) await once(reading, WARM_SECONDS)
+  for (let round = 0; round < ROUNDS; round += 1)
+    for (const turn of readings.keys()) {
+      const reading = readings[(turn + round) % readings.length] ?? 'service'
+      seen.get(reading)?.push(await once(reading, SECONDS))
+    }
+  return seen
 }
 
 /** Signs in and creates each connection's configuration entry; answers with the token. @param {number} port */
@@ -223,109 +151,39 @@ async function prepareEntries(port) {
   return token
 }
 
-/** @param {string} url */
-async function startUps(url) {
-  const times = []
-  const idle = []
-  for (let run = 0; run < START_UPS; run += 1) {
-    const { child, readyMs } = await startService(url)
-    times.push(readyMs)
-    await sleep(500)
-    idle.push(residentMb(child))
-    await end(child)
-  }
-  return { ms: median(times), idleMb: median(idle) }
+/** @param {string} url @param {string} token */
+async function answers(url, token) {
+  const response = await fetch(url, { headers: { authorization: `Bearer ${token}` } })
+  await response.arrayBuffer()
+  return response.status === 200
 }
 
-/** Counted one request after the other, behind a warm-up. @param {string} url @param {Work[]} works */
-async function roundTrips(url, works) {
-  const target = new URL(url)
-  const proxy = await startWireProxy({ host: target.hostname, port: Number(target.port || 5432) })
-  target.hostname = '127.0.0.1'
-  target.port = String(proxy.port)
-  const service = await startService(target.href)
-  const load = start([file('load.mjs')], {}, join(database?.folder ?? '', 'load.log'), { ipc: true })
-  /** @type {Map<string, number>} */
-  const trips = new Map()
-  for (const work of works) {
-    const count = work.id === 'S7' ? 3 : COUNTED_REQUESTS
-    const told = { port: service.port, connections: 1, requests: work.service, warmMs: 0, measureMs: 0 }
-    await tell(load, { ...told, count: 3 })
-    const before = proxy.count()
-    await tell(load, { ...told, count })
-    trips.set(work.id, (proxy.count() - before) / count)
-  }
-  await Promise.all([end(service.child), end(load)])
-  proxy.close()
-  return trips
-}
-
-/**
- * @param {import('./children.mjs').Child} load @param {Server} server @param {string[]} requests
- * @param {number} connections @returns {Promise<Measured>}
- */
-async function measure(load, server, requests, connections) {
-  let cpu = 0
-  const onMessage = (/** @type {{ measuring?: true, measured?: true }} */ message) => {
-    if (message.measuring) cpu = -cpuMicros(server.child)
-    if (message.measured) cpu += cpuMicros(server.child)
-  }
-  load.on('message', onMessage)
-  const told = { port: server.port, connections, requests, warmMs: WARM_MS, measureMs: SECONDS * 1000 }
-  const seen = await tell(load, told)
-  load.off('message', onMessage)
-  return { ...seen, cpu: cpu / seen.requests }
-}
-
-/**
- * @param {import('./children.mjs').Child} load @param {import('./load.mjs').Load} what
- * @returns {Promise<import('./load.mjs').Seen>}
- */
-async function tell(load, what) {
-  const gone = new AbortController()
-  const onExit = () => gone.abort(new Error('the load generator ended'))
-  load.once('exit', onExit)
-  load.send(what)
-  try {
-    for (;;) {
-      const [message] = await once(load, 'message', { signal: gone.signal })
-      if (message.failed !== undefined) throw new Error(`load: ${message.failed}`)
-      if (message.done !== undefined) return message.done
+/** @param {NonNullable<typeof database>} db @param {string[]} names */
+async function startUps(db, names) {
+  const seen = new Map(
+    names.map((name) => [name, { ms: /** @type {number[]} */ ([]), mb: /** @type {number[]} */ ([]) }]),
+  )
+  for (let round = 0; round < 2 * ROUNDS - 1; round += 1)
+    for (const [name, { ms, mb }] of seen) {
+      const { child, readyMs } = await startServer(name, db)
+      ms.push(readyMs)
+      await sleep(500)
+      mb.push(residentMb(child))
+      await end(child)
     }
-  } finally {
-    load.off('exit', onExit)
+  return new Map([...seen].map(([name, { ms, mb }]) => [name, { startMs: median(ms), idleMb: median(mb) }]))
+}
+
+/** @param {NonNullable<typeof database>} db @param {Work[]} works @param {readonly Reading[]} readings */
+async function countTrips(db, works, readings) {
+  /** @type {Map<Reading, Map<string, number>>} */
+  const trips = new Map()
+  for (const reading of readings) {
+    const asked = works.flatMap(({ id, isStream, requests }) => {
+      const own = requests[reading]
+      return own === undefined || isStream ? [] : [{ id, requests: own }]
+    })
+    trips.set(reading, await roundTrips(serverOf(reading), db, asked))
   }
-}
-
-/** @param {NonNullable<typeof database>} db @param {Work[]} works @returns {Promise<number>} */
-async function profile(db, works) {
-  const load = start([file('load.mjs')], {}, join(db.folder, 'load.log'), { ipc: true })
-  let failed = 0
-  for (const work of works) {
-    const folder = join(db.folder, `profile-${work.id}`)
-    await mkdir(folder)
-    const service = await startService(db.url, {}, ['--cpu-prof', `--cpu-prof-dir=${folder}`])
-    await measure(load, service, work.service, work.connections)
-    const seen = await measure(load, service, work.service, work.connections)
-    await end(service.child)
-    failed += seen.errors
-    say(
-      `\n${work.id} ${work.name}: ${rate(seen.perSecond)} req/s, ${seen.cpu.toFixed(0)} us of CPU a request, ${seen.errors} errors ${seen.firstError}`,
-    )
-    await printProfile(folder, SECONDS, say)
-  }
-  return failed
-}
-
-/** @param {number} value */
-function rate(value) {
-  return value >= 100 ? value.toFixed(0) : value.toFixed(1)
-}
-
-/** @param {number[]} values */
-function median(values) {
-  const sorted = values.toSorted((a, b) => a - b)
-  const middle = sorted.length >> 1
-  const upper = sorted[middle] ?? Number.NaN
-  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2
+  return trips
 }

@@ -1,14 +1,44 @@
 // A .cpuprofile told as a table: self time by function, and by package.
-import { readFile, readdir } from 'node:fs/promises'
+import { mkdir, readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
+import { end } from './children.mjs'
+import { measure, startLoad } from './measure.mjs'
+import { startServer } from './servers.mjs'
 
 const TOP = 30
+
+/**
+ * Each work on a process of its own, of which the second measurement counts.
+ * @param {{ url: string, folder: string }} db @param {import('./works.mjs').Work[]} works
+ * @param {string} name of the server @param {number} seconds @param {(line: string) => void} say
+ * @returns {Promise<number>} requests that failed
+ */
+export async function printProfiles(db, works, name, seconds, say) {
+  const meters = { load: startLoad(db.folder), postgresCpu: () => Number.NaN }
+  let failed = 0
+  for (const work of works) {
+    const requests = work.requests[/** @type {import('./works.mjs').Reading} */ (name)]
+    if (requests === undefined) continue
+    const folder = join(db.folder, `profile-${work.id}`)
+    await mkdir(folder)
+    const server = await startServer(name, db, { nodeArgs: ['--cpu-prof', `--cpu-prof-dir=${folder}`] })
+    await measure(meters, server, work, requests, seconds)
+    const seen = await measure(meters, server, work, requests, seconds)
+    await end(server.child)
+    failed += seen.errors
+    say(
+      `\n${work.id} ${work.name}: ${seen.perSecond.toFixed(0)}/s, ${seen.cpu.toFixed(0)} us of CPU each, ${seen.errors} errors ${seen.firstError}`,
+    )
+    await printProfile(folder, seconds, say)
+  }
+  return failed
+}
 
 /**
  * @param {string} folder with one .cpuprofile @param {number} seconds of its end that count
  * @param {(line: string) => void} say
  */
-export async function printProfile(folder, seconds, say) {
+async function printProfile(folder, seconds, say) {
   const name = (await readdir(folder)).find((file) => file.endsWith('.cpuprofile'))
   if (name === undefined) return say('  no profile was written')
   const { nodes, samples, timeDeltas, startTime, endTime } = JSON.parse(

@@ -1,17 +1,30 @@
-// What is measured: the request of each connection, to the service and to the bare stack.
+// What is measured: the requests of each reading of each work.
 import { createHash } from 'node:crypto'
 import { BATCH, CONNECTIONS, PASSWORD, USERNAME, configKey, exampleEvent, exampleSettings } from './data.mjs'
+
+/**
+ * The service whole; its data layer for a caller who is known already; the bare stack; the bare stack with a session
+ * check of its own ahead; and the peers.
+ * @typedef {'service' | 'known' | 'bare' | 'checked' | 'prisma' | 'fastify'} Reading
+ */
+/** @type {readonly Reading[]} */
+export const READINGS = ['service', 'known', 'bare', 'checked', 'prisma', 'fastify']
+/** Which server answers a reading. @param {Reading} reading */
+export const serverOf = (reading) => (reading === 'checked' ? 'bare' : reading)
 
 /**
  * @typedef {object} Work
  * @property {string} id as in the performance notes
  * @property {string} name
- * @property {number | undefined} goal of the ratio of requests a second
+ * @property {number} [goal] of the ratio to bare
+ * @property {'service' | 'known'} judged which reading's ratio the goal is about
  * @property {number} connections
- * @property {string[]} service
- * @property {string[]} bare
- * @property {string[] | undefined} checked the bare stack with a session check of its own ahead
+ * @property {boolean} isStream its rows are counted, not its requests
+ * @property {Partial<Record<Reading, string[]>>} requests one a connection
  */
+
+/** All events as CSV, of the columns that data.mjs names. */
+export const EXPORT_PATH = '/v1/audit/export?format=csv'
 
 /** @param {{ token: string, positions: { at: string, id: number }[] }} given @returns {Work[]} */
 export function worksFor({ token, positions }) {
@@ -19,100 +32,128 @@ export function worksFor({ token, positions }) {
   const filters = createHash('sha256').update('[]').digest('base64url').slice(0, 16)
   const every = (/** @type {(index: number) => string} */ make) =>
     Array.from({ length: CONNECTIONS }, (_, index) => make(index))
+  const settings = JSON.stringify({ value: exampleSettings() })
   const event = JSON.stringify(exampleEvent(0))
   const batch = JSON.stringify(Array.from({ length: BATCH }, (_, index) => exampleEvent(index)))
   const login = JSON.stringify({ username: USERNAME, password: PASSWORD })
-  /**
-   * @param {string} method @param {(index: number) => string} path @param {(index: number) => string} barePath
-   * @param {string} [body] @param {Record<string, string>} [headers]
-   */
-  const both = (method, path, barePath, body, headers = {}) => ({
-    service: every((index) => http(method, path(index), { ...authorization, ...headers }, body)),
-    bare: every((index) => http(method, barePath(index), authorization, body)),
-    checked: every((index) => http(method, `/checked${barePath(index)}`, authorization, body)),
-  })
   const position = (/** @type {number} */ index) => positions[index % positions.length] ?? { at: '', id: 0 }
   const cursor = (/** @type {number} */ index) =>
     Buffer.from(JSON.stringify([filters, position(index).at, position(index).id])).toString('base64url')
   const bareCursor = (/** @type {number} */ index) =>
     `at=${encodeURIComponent(position(index).at)}&id=${position(index).id}`
-  const events = () => '/v1/audit/events'
+
+  /** @param {string} method @param {(index: number) => string} path @param {string} [body] @param {Record<string, string>} [headers] */
+  const service = (method, path, body, headers = {}) =>
+    every((index) => http(method, path(index), { ...authorization, ...headers }, body))
+  /** All but the service are asked alike. @param {string} method @param {(index: number) => string} path @param {string} [body] */
+  const others = (method, path, body) => every((index) => http(method, path(index), authorization, body))
+  /** @param {string} method @param {(index: number) => string} path @param {string} [body] */
+  const behindSession = (method, path, body) => others(method, (index) => `/checked${path(index)}`, body)
+  /** @param {string[]} requests */
+  const peers = (requests) => ({ prisma: requests, fastify: requests })
+  /**
+   * A work whose caller is known, and what the whole service makes of it.
+   * @param {Parameters<typeof service>} whole @param {Parameters<typeof others>} plain
+   */
+  const knownCaller = (whole, plain) => ({
+    judged: /** @type {const} */ ('known'),
+    connections: CONNECTIONS,
+    isStream: false,
+    requests: {
+      service: service(...whole),
+      known: others(...plain),
+      bare: others(...plain),
+      checked: behindSession(...plain),
+      ...peers(others(...plain)),
+    },
+  })
+  const wholeService = { judged: /** @type {const} */ ('service'), connections: CONNECTIONS, isStream: false }
+  const configPath = (/** @type {number} */ index) => `/config/${configKey(index)}`
+  const serviceConfigPath = (/** @type {number} */ index) => `/v1/config/global/${configKey(index)}`
+  const eventsPath = () => '/v1/audit/events'
 
   return [
     {
       id: 'S1',
       name: 'session check',
-      goal: 0.6,
-      connections: CONNECTIONS,
-      ...both(
-        'GET',
-        () => '/v1/auth/session',
-        () => '/session',
-      ),
-      checked: undefined,
+      goal: 1.5,
+      ...wholeService,
+      requests: {
+        service: service('GET', () => '/v1/auth/session'),
+        bare: others('GET', () => '/session'),
+        ...peers(others('GET', () => '/session')),
+      },
     },
     {
       id: 'S2',
       name: 'configuration read',
-      goal: 0.35,
-      connections: CONNECTIONS,
-      ...both(
-        'GET',
-        (index) => `/v1/config/global/${configKey(index)}`,
-        (index) => `/config/${configKey(index)}`,
-      ),
+      goal: 1.3,
+      ...knownCaller(['GET', serviceConfigPath], ['GET', configPath]),
+    },
+    {
+      id: 'S2A',
+      name: 'session check, then read',
+      goal: 0.9,
+      ...wholeService,
+      requests: {
+        service: service('GET', serviceConfigPath),
+        bare: behindSession('GET', configPath),
+        ...peers(behindSession('GET', configPath)),
+      },
     },
     {
       id: 'S3',
       name: 'configuration write',
-      goal: undefined,
-      connections: CONNECTIONS,
-      ...both(
-        'PUT',
-        (index) => `/v1/config/global/${configKey(index)}`,
-        (index) => `/config/${configKey(index)}`,
-        JSON.stringify({ value: exampleSettings() }),
-        { 'if-match': '*' },
+      goal: 0.75,
+      ...knownCaller(
+        ['PUT', serviceConfigPath, settings, { 'if-match': '*' }],
+        ['PUT', configPath, settings],
       ),
     },
     {
       id: 'S4',
       name: 'one audit event',
-      goal: 0.5,
-      connections: CONNECTIONS,
-      ...both('POST', events, () => '/events', event),
+      goal: 1,
+      ...knownCaller(['POST', eventsPath, event], ['POST', () => '/events', event]),
     },
     {
       id: 'S5',
       name: `batch of ${BATCH} events`,
-      goal: 0.6,
-      connections: CONNECTIONS,
-      ...both('POST', events, () => '/events', batch),
+      goal: 0.9,
+      ...knownCaller(['POST', eventsPath, batch], ['POST', () => '/events', batch]),
     },
     {
       id: 'S6',
       name: 'page of 50 events',
-      goal: undefined,
-      connections: CONNECTIONS,
-      ...both(
-        'GET',
-        (index) => `/v1/audit/events?limit=50&cursor=${cursor(index)}`,
-        (index) => `/page?${bareCursor(index)}`,
+      goal: 1,
+      ...knownCaller(
+        ['GET', (index) => `/v1/audit/events?limit=50&cursor=${cursor(index)}`],
+        ['GET', (index) => `/page?${bareCursor(index)}`],
       ),
     },
     {
       id: 'S7',
       name: 'login, bcrypt cost 12',
-      goal: undefined,
+      ...wholeService,
       connections: 4,
-      ...both(
-        'POST',
-        () => '/v1/auth/login',
-        () => '/login',
-        login,
-      ),
-      service: every(() => http('POST', '/v1/auth/login', {}, login)),
-      checked: undefined,
+      requests: {
+        service: every(() => http('POST', '/v1/auth/login', {}, login)),
+        bare: every(() => http('POST', '/login', {}, login)),
+      },
+    },
+    {
+      id: 'S8',
+      name: 'rows as CSV, rows/s',
+      goal: 0.9,
+      judged: 'service',
+      connections: 1,
+      isStream: true,
+      requests: {
+        service: service('GET', () => EXPORT_PATH),
+        known: others('GET', () => '/csv'),
+        bare: others('GET', () => '/csv'),
+        ...peers(others('GET', () => '/csv')),
+      },
     },
   ]
 }

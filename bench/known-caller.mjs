@@ -1,0 +1,129 @@
+// The service's own data layer with its row-level security, for a caller who is known already: what remains of a
+// request when nobody has to find out who asks. Requests are those of bare.mjs.
+import { randomUUID } from 'node:crypto'
+import { createAdaptorServer } from '@hono/node-server'
+import { stringify } from 'csv-stringify/sync'
+import { Hono } from 'hono'
+import { CompiledQuery } from 'kysely'
+import { asCaller } from '../dist/db/as-caller.js'
+import { appendEvents, eventsPage } from '../dist/db/audit-events.js'
+import { NO_REQUEST } from '../dist/db/audit.js'
+import { entryAt, writeEntry } from '../dist/db/config.js'
+import { connectionConfig } from '../dist/db/connection.js'
+import { createDatabase } from '../dist/db/database.js'
+import { createPostgresSources } from '../dist/db/postgres-source.js'
+import { streamAsCaller } from '../dist/db/transaction.js'
+import { readEnv } from '../dist/env.js'
+import { limitsOf, streamBudgets } from '../dist/limits.js'
+import { EXPORTED } from './data.mjs'
+import { entryOf, pageOf, stored } from './shapes.mjs'
+
+const env = readEnv(process.env)
+const limits = limitsOf(env)
+// As postgresSources in src/serve.ts does: what is set there has to be set here.
+const lanes = Math.min(env.DATABASE_LANES, env.DATABASE_POOL_SIZE - 1)
+const sources = createPostgresSources({
+  ...limits,
+  connection: connectionConfig({ url: env.DATABASE_URL ?? '', ssl: env.DATABASE_SSL, sslCa: undefined }),
+  size: env.DATABASE_POOL_SIZE - lanes,
+  lanes,
+  prepare: env.DATABASE_PREPARE,
+  streams: { size: 2, budgets: streamBudgets(limits.budgets) },
+  pooled: env.DATABASE_POOLED,
+  applicationName: 'known-caller',
+  lifetimeMs: 30 * 60_000,
+  onIdleError: () => {},
+  onTransition: () => {},
+  onAttemptFailed: () => {},
+})
+const db = createDatabase(sources.requests)
+const streams = createDatabase(sources.streams)
+
+/** The first owner, as its session would make it. @type {import('../dist/db/as-caller.js').Caller} */
+const caller = {
+  databaseRole: 'gary_caller',
+  userId: 1,
+  role: 'owner',
+  scopes: '*',
+  sessionId: 1,
+  keyId: null,
+  actor: { type: 'user', id: 1, name: 'bench' },
+  onBehalfOf: null,
+}
+const at = (/** @type {string} */ key) =>
+  /** @type {const} */ ({ scope: 'global', owner: '', environment: '', key })
+const json = { 'content-type': 'application/json' }
+
+const app = new Hono()
+app.get('/ready', async (c) => {
+  await asCaller(db, caller, entryAt(db, at('none')))
+  return c.body('{}', 200, json)
+})
+app.get('/config/:key', async (c) => {
+  const [entry] = await asCaller(db, caller, entryAt(db, at(c.req.param('key'))))
+  return entry === undefined ? c.notFound() : c.body(entryOf(entry), 200, json)
+})
+app.put('/config/:key', async (c) => {
+  const address = at(c.req.param('key'))
+  const { value } = await c.req.json()
+  /** @type {import('../dist/db/config.js').EntryWrite} */
+  const write = {
+    operation: 'put',
+    value: JSON.stringify(value),
+    secretPaths: [],
+    tags: [],
+    description: null,
+  }
+  const [entry] = await asCaller(
+    db,
+    caller,
+    writeEntry(
+      db,
+      address,
+      write,
+      { is: 'present' },
+      {
+        caller,
+        correlation: { ...NO_REQUEST, requestId: randomUUID() },
+        eventType: 'config_change',
+        level: 'info',
+        action: 'config.put',
+        target: `config/global/${address.key}`,
+        message: `Configuration: put config/global/${address.key}`,
+      },
+    ),
+  )
+  return entry === undefined ? c.notFound() : c.body(entryOf(entry), 200, json)
+})
+app.post('/events', async (c) => {
+  const body = await c.req.json()
+  const events = (Array.isArray(body) ? body : [body]).map(stored)
+  const fresh = await asCaller(db, caller, appendEvents(caller, events))
+  return c.body(JSON.stringify({ accepted: fresh.length }), 200, json)
+})
+app.get('/page', async (c) => {
+  const { at: receivedAt = '', id } = c.req.query()
+  const rows = await asCaller(db, caller, eventsPage(db, {}, 51, { receivedAt, id: Number(id) }))
+  return c.body(pageOf(rows), 200, json)
+})
+app.get('/csv', (c) => {
+  const batches = streamAsCaller(streams, caller, CompiledQuery.raw(EXPORTED))
+  const encoder = new TextEncoder()
+  let isFirst = true
+  const body = new ReadableStream(
+    {
+      async pull(controller) {
+        const { value: rows, done } = await batches.next()
+        if (done === true) return controller.close()
+        controller.enqueue(encoder.encode(stringify(rows, { header: isFirst, escape_formulas: true })))
+        isFirst = false
+      },
+      cancel: async () => void (await batches.return(undefined)),
+    },
+    { highWaterMark: 0 },
+  )
+  return c.body(body, 200, { 'content-type': 'text/csv' })
+})
+
+createAdaptorServer({ fetch: app.fetch }).listen(env.PORT, '127.0.0.1')
+process.on('SIGTERM', () => process.exit(0))
