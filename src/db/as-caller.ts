@@ -2,7 +2,7 @@ import type { Compilable, CompiledQuery } from 'kysely'
 import { CONDITIONS, type Claim } from './claims.js'
 import { retryingConflicts } from './conflicts.js'
 import type { Deadline } from './deadline.js'
-import type { Db, RequestQuery } from './database.js'
+import type { Db, RequestQuery, Tx } from './database.js'
 import type { Statement } from './flight.js'
 
 /** Who is recorded as having done something. */
@@ -61,6 +61,11 @@ export async function asCaller<R>(db: Db, caller: Caller, query: Compilable<R>):
 /** One statement as gary_app: before it is known who asks (credentials, sessions by hash, throttle). */
 export async function asApp<R>(db: Db, query: Compilable<R>, deadline?: Deadline): Promise<R[]> {
   return await run(db, { ...query.compile(), deadline })
+}
+
+/** The last statement of a transaction, under the identity that has been set: no round trip of its own. */
+export async function withCommit(tx: Tx, caller: Caller, query: Compilable): Promise<void> {
+  await tx.executeQuery({ ...query.compile(), deadline: caller.deadline, withCommit: true } as RequestQuery)
 }
 
 /** Outside a transaction a statement is one, and what a deadlock undid is tried again. */

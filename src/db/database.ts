@@ -30,6 +30,8 @@ export type Tx = Transaction<DB>
 export interface RequestQuery<R = unknown> extends CompiledQuery<R> {
   readonly caller?: Caller
   readonly deadline: Deadline | undefined
+  /** The last statement of a transaction, whose answer nobody looks at: it travels with COMMIT, which is skipped if it fails. */
+  readonly withCommit?: true
 }
 
 /** A tenth of all statements may be sent a second time, and twenty at once after a loss that hits all connections. */
@@ -97,6 +99,8 @@ class SourceDatabaseConnection implements DatabaseConnection {
   #inTransaction = false
   /** Anything was sent since begin(). */
   #started = false
+  /** A statement waits for COMMIT. */
+  #mustCommit = false
   /** The connection failed so that nothing more can be asked of it. */
   #broken = false
   /** Whose the transaction is now. */
@@ -114,6 +118,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
     this.#ahead.push({ text, values: [], name: text })
     this.#inTransaction = true
     this.#started = false
+    this.#mustCommit = false
     this.#caller = undefined
   }
 
@@ -133,6 +138,11 @@ class SourceDatabaseConnection implements DatabaseConnection {
       writes: writes(query.query),
     }
     const statements = [...ahead, ...identity, statement]
+    if ('withCommit' in query && this.#inTransaction) {
+      this.#ahead = statements
+      this.#mustCommit = true
+      return { rows: [] }
+    }
     const { run } = this.#source
     const result =
       run !== undefined && standsAlone(query) && !this.#inTransaction
@@ -236,15 +246,16 @@ class SourceDatabaseConnection implements DatabaseConnection {
   }
 
   async commit(): Promise<void> {
-    if (!this.#started) return
+    if (!this.#started && !this.#mustCommit) return
     let result: Result
     try {
-      result = await (await this.#connected()).execute([COMMIT], this.#deadline)
+      result = await (await this.#connected()).execute([...this.#ahead, COMMIT], this.#deadline)
     } catch (error) {
       const name = classify(error)
       this.#broken = meaningOf(name).destroy
       throw toAppError(error, name, 'open')
     }
+    this.#confirm()
     this.#inTransaction = false
     if (result.command === 'ROLLBACK') {
       throw new AppError('internal', 'The request failed.', {

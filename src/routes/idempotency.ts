@@ -2,7 +2,7 @@ import { createHash, createHmac } from 'node:crypto'
 import type { Context } from 'hono'
 import { routePath } from 'hono/route'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
-import { actorText, asCaller } from '../db/as-caller.js'
+import { actorText, asCaller, withCommit } from '../db/as-caller.js'
 import type { Db } from '../db/database.js'
 import {
   type AnswerId,
@@ -108,7 +108,7 @@ export async function idempotent<R extends Response, P = undefined>(
       const kept = JSON.stringify(await keptOf(response, shownOnce))
       if (found.fresh === false) await tx.executeQuery(forgetExpiredAnswer(tx, id))
       const answer = { request_hash: hashes[0] ?? '', status: response.status, response: kept }
-      await tx.executeQuery(keepAnswer(tx, id, answer))
+      await withCommit(tx, caller, keepAnswer(tx, id, answer))
       return response
     })
     if (response !== undefined) return response

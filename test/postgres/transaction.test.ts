@@ -3,7 +3,7 @@ import { type AddressInfo, type Server, type Socket, connect, createServer } fro
 import { type Compilable, CompiledQuery } from 'kysely'
 import pg from 'pg'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { SYSTEM, asApp, asCaller } from '../../src/db/as-caller.js'
+import { SYSTEM, asApp, asCaller, withCommit } from '../../src/db/as-caller.js'
 import { type Db, type Tx, createDatabase } from '../../src/db/database.js'
 import type { GuardedPool } from '../../src/db/guarded-pool.js'
 import { sqlState } from '../../src/db/pg-errors.js'
@@ -143,6 +143,18 @@ describe('a transaction', () => {
       cause: { message: expect.stringContaining('answered ROLLBACK') },
     })
     expect(await stored()).toEqual([])
+  })
+
+  it('may send its last statement with COMMIT: done with it, and when it fails nothing is', async () => {
+    const db = open()
+    await inTransaction(db, SYSTEM, async (tx) => await withCommit(tx, SYSTEM, compilable(insert(1))))
+    expect(await stored()).toEqual([1])
+    const twice = inTransaction(db, SYSTEM, async (tx) => {
+      await asCaller(tx, SYSTEM, compilable(insert(2)))
+      await withCommit(tx, SYSTEM, compilable(insert(1)))
+    })
+    expect(sqlState(await twice.catch(failure))).toBe('23505')
+    expect(await stored()).toEqual([1])
   })
 
   it('refused at COMMIT keeps the SQLSTATE of the refusal', async () => {
