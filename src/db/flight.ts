@@ -18,15 +18,20 @@ interface Wire {
   on(event: 'parseComplete', listener: () => void): void
 }
 
-interface RowDescription {
-  fields: unknown[]
+/** What pg makes of a RowDescription: the same for every answer with these columns. */
+interface Columns {
+  fields: unknown
+  _parsers: unknown
+  _prebuiltEmptyResultObject: unknown
 }
 
 declare class PgQuery {
-  constructor(config: { text: string })
+  constructor(text: string)
+  _result: Columns
+  _accumulateRows: boolean
   callback: (error: Error | null, result?: QueryResult) => void
   submit(connection: Wire): void
-  handleRowDescription(message: RowDescription): void
+  handleRowDescription(message: unknown): void
   handleDataRow(message: unknown): void
   handleCommandComplete(message: unknown, connection: Wire): void
   handleError(error: Error, connection: Wire): void
@@ -41,7 +46,7 @@ interface Parse {
   state: 'sent' | 'complete' | 'failed'
   failure?: Error
   /** What Describe answered: a prepared statement's columns never change (0A000 otherwise). */
-  columns?: RowDescription
+  columns?: Columns
 }
 
 /** What a connection holds prepared, and the Parse messages it has not answered yet, in their order. */
@@ -76,7 +81,7 @@ class Flight extends Query {
   #reliesOn: Parse[] = []
 
   constructor(statements: readonly Statement[], isShared: boolean, callback: PgQuery['callback']) {
-    super({ text: statements.at(-1)?.text ?? '' })
+    super(statements.at(-1)?.text ?? '')
     this.callback = callback
     this.#statements = statements
     this.#isShared = isShared
@@ -122,13 +127,17 @@ class Flight extends Query {
   #describe(held: Preparations, messages: Buffer[], name: string): void {
     const columns = held.byName.get(name)?.columns
     if (columns === undefined) messages.push(serialize.describe({ type: 'P' }))
-    else super.handleRowDescription(columns)
+    else {
+      Object.assign(this._result, columns)
+      this._accumulateRows = true
+    }
   }
 
-  override handleRowDescription(message: RowDescription): void {
-    const parse = this.#held?.byName.get(this.#statements.at(-1)?.name ?? '')
-    if (parse !== undefined) parse.columns = message
+  override handleRowDescription(message: unknown): void {
     super.handleRowDescription(message)
+    const { fields, _parsers, _prebuiltEmptyResultObject } = this._result
+    const parse = this.#held?.byName.get(this.#statements.at(-1)?.name ?? '')
+    if (parse !== undefined) parse.columns = { fields, _parsers, _prebuiltEmptyResultObject }
   }
 
   override handleDataRow(message: unknown): void {

@@ -70,7 +70,7 @@ function claimRecent(
   const recent = recentCallers.get(recentKey(credential))
   if (recent === undefined || refusal(access, recent.caller) !== null) return undefined
   const claim = { ...recent.claim }
-  c.set('caller', { ...recent.caller, deadline: c.var.deadline, claim })
+  c.set('caller', { ...recent.caller, deadline: c.get('deadline'), claim })
   return claim
 }
 
@@ -84,11 +84,11 @@ async function confirm(
   credential: Credential,
   access: Access,
 ): Promise<void> {
-  const { claim: _, ...claimed } = c.var.caller
+  const { claim: _, ...claimed } = c.get('caller')
   deps.recentCallers.delete(recentKey(credential))
   await identify(deps, c, credential)
   refuseUnless(access, c)
-  if (isDeepStrictEqual(claimed, c.var.caller)) return
+  if (isDeepStrictEqual(claimed, c.get('caller'))) return
   throw new AppError('unavailable', 'Who you are was changed in this moment; nothing was done. Try again.', {
     retryAfterSeconds: 1,
   })
@@ -97,7 +97,7 @@ async function confirm(
 /** For what needs the session after all: c.var.session is there afterwards, when a session asks. */
 export async function lookUp(deps: IdentifyDeps, c: Context<AppEnv>, operation: Operation): Promise<void> {
   const access: Access = ACCESS[operation]
-  if (c.var.caller.claim !== undefined)
+  if (c.get('caller').claim !== undefined)
     await confirm(deps, c, readCredential(c, credentialOf(c, false), access), access)
 }
 
@@ -125,12 +125,12 @@ function noCredential(): never {
 }
 
 function refuseUnless(access: Access, c: Context<AppEnv>): void {
-  const { caller } = c.var
+  const caller = c.get('caller')
   const why = refusal(access, caller)
   if (why !== null) throw why
   if (
     caller.sessionId !== null &&
-    c.var.session.must_change_password &&
+    c.get('session').must_change_password &&
     access.beforePasswordChange !== true
   ) {
     throw new AppError('password_change_required', 'Change your password first.')
@@ -153,8 +153,8 @@ function refusal(
 
 /** For what a stolen session must not do: the password was given within the last 15 minutes. Keys have none. */
 export function requireFreshPassword(c: Context<AppEnv>): void {
-  if (c.var.caller.sessionId === null) return
-  if (Date.now() - Date.parse(c.var.session.authenticated_at) > FRESH_PASSWORD_MS) {
+  if (c.get('caller').sessionId === null) return
+  if (Date.now() - Date.parse(c.get('session').authenticated_at) > FRESH_PASSWORD_MS) {
     throw new AppError('reauthentication_required', 'Give your password again first.')
   }
 }

@@ -21,6 +21,7 @@ export function clientAddress(c: Context<AppEnv>, trusted: TrustedProxy): string
 
 /** Without a port, brackets or a zone, which is this machine's own affair; an IPv4 address that arrived on a dual-stack socket is an IPv4 address. */
 function asAddress(text: string | undefined): string | null {
+  if (isIP(text ?? '') === 4) return text ?? null
   const bare = (text ?? '')
     .trim()
     .replace(/^\[(.*)\](:\d+)?$/, '$1')

@@ -84,7 +84,7 @@ export function configRoutes(deps: ConfigDeps) {
           await lookUp(deps, c, operation)
           requireReveal(c)
         }
-        const { caller } = c.var
+        const caller = c.get('caller')
         const address = addressFor(caller, scope, c.req.valid('param'), environmentOf(rest))
         const statement =
           reveal === 'true'
@@ -115,7 +115,7 @@ export function configRoutes(deps: ConfigDeps) {
       }),
       async (c) => {
         const address = addressFor(
-          c.var.caller,
+          c.get('caller'),
           scope,
           c.req.valid('param'),
           environmentOf(c.req.valid('query')),
@@ -157,7 +157,7 @@ export function configRoutes(deps: ConfigDeps) {
       }),
       async (c) => {
         const address = addressFor(
-          c.var.caller,
+          c.get('caller'),
           scope,
           c.req.valid('param'),
           environmentOf(c.req.valid('query')),
@@ -197,7 +197,7 @@ export function configRoutes(deps: ConfigDeps) {
       }),
       async (c) => {
         const address = addressFor(
-          c.var.caller,
+          c.get('caller'),
           scope,
           c.req.valid('param'),
           environmentOf(c.req.valid('query')),
@@ -214,7 +214,7 @@ export function configRoutes(deps: ConfigDeps) {
           const deleted =
             expected.is === 'absent' ? undefined : await tryWrite(db, c, address, tombstone, expected)
           if (deleted !== undefined) return c.body(null, 204)
-          const [current] = await asCaller(db, c.var.caller, entryAt(db, address))
+          const [current] = await asCaller(db, c.get('caller'), entryAt(db, address))
           throw current === undefined ? notFound('entry') : notAsExpected(c)
         })
       },
@@ -244,7 +244,7 @@ export function configRoutes(deps: ConfigDeps) {
       }),
       async (c) => {
         const { limit: size, cursor, values, ...rest } = c.req.valid('query')
-        const address = addressFor(c.var.caller, scope, c.req.valid('param'), environmentOf(rest))
+        const address = addressFor(c.get('caller'), scope, c.req.valid('param'), environmentOf(rest))
         const before =
           cursor === undefined
             ? undefined
@@ -258,7 +258,7 @@ export function configRoutes(deps: ConfigDeps) {
                     .max(2 ** 31 - 1),
                 ]),
               )[0]
-        const rows = await asCaller(db, c.var.caller, revisionsOf(db, address, size + 1, before))
+        const rows = await asCaller(db, c.get('caller'), revisionsOf(db, address, size + 1, before))
         if (rows.length === 0 && cursor === undefined) throw notFound('entry')
         const { items, next_cursor } = pageOf(rows, size, address, ({ version }) => [version])
         return jsonTree(
@@ -280,7 +280,7 @@ export function configRoutes(deps: ConfigDeps) {
     change: (current: StoredEntry | undefined) => EntryWrite,
   ): Promise<StoredEntry | undefined> {
     for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt += 1) {
-      const [current] = await asCaller(db, c.var.caller, entryAt(db, address))
+      const [current] = await asCaller(db, c.get('caller'), entryAt(db, address))
       const write = change(current)
       if (precondition.is === 'absent')
         return current === undefined ? await tryWrite(db, c, address, write, precondition) : undefined
@@ -306,7 +306,7 @@ export function configRoutes(deps: ConfigDeps) {
   ): Promise<StoredEntry | undefined> {
     try {
       const event = configEvent(c, address, `config.${write.operation}`)
-      const [entry] = await asCaller(db, c.var.caller, writeEntry(db, address, write, expected, event))
+      const [entry] = await asCaller(db, c.get('caller'), writeEntry(db, address, write, expected, event))
       return entry
     } catch (error) {
       // Someone else created it in the same moment.
@@ -347,7 +347,7 @@ function notAsExpected(c: Context<AppEnv>): AppError {
 }
 
 function requireReveal(c: Context<AppEnv>): void {
-  const { caller } = c.var
+  const caller = c.get('caller')
   if (caller.sessionId === null) {
     if (!caller.scopes.includes('config:reveal')) {
       throw new AppError('insufficient_scope', 'The key lacks the scope config:reveal.')

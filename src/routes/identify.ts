@@ -58,7 +58,7 @@ export async function identify(
     credential.kind === 'session'
       ? await identifySession(deps, c, credential)
       : await identifyKey(deps, c, credential)
-  c.set('caller', { ...caller, deadline: c.var.deadline })
+  c.set('caller', { ...caller, deadline: c.get('deadline') })
   if (claim !== null) deps.recentCallers.set(recentKey(credential), { caller, claim })
 }
 
@@ -73,10 +73,10 @@ async function identifySession(
   c: Context<AppEnv>,
   { hash, behalf }: Credential,
 ): Promise<Identified> {
-  const [session] = await asApp(db, sessionByTokenHash(db, hash, sessionIdleSeconds), c.var.deadline)
+  const [session] = await asApp(db, sessionByTokenHash(db, hash, sessionIdleSeconds), c.get('deadline'))
   if (session === undefined) throw invalidCredential()
   if (behalf !== undefined) throw lacksScope('act:on-behalf')
-  if (session.due) await remember(c, asApp(db, touchSession(db, session.session_id), c.var.deadline))
+  if (session.due) await remember(c, asApp(db, touchSession(db, session.session_id), c.get('deadline')))
   c.set('session', session)
   return {
     caller: userCaller(session, session.session_id),
@@ -89,9 +89,9 @@ async function identifyKey(
   c: Context<AppEnv>,
   { hash, behalf, attribution }: Credential,
 ): Promise<Identified> {
-  const [holder] = await asApp(db, keyByHash(db, hash), c.var.deadline)
+  const [holder] = await asApp(db, keyByHash(db, hash), c.get('deadline'))
   if (holder === undefined) throw invalidCredential()
-  if (holder.due) await remember(c, asApp(db, touchKey(db, holder.key_id), c.var.deadline))
+  if (holder.due) await remember(c, asApp(db, touchKey(db, holder.key_id), c.get('deadline')))
   const named = behalf === undefined ? null : await namedUser(db, c, holder, behalf)
   const self = named === null || attribution ? { id: holder.user_id, role: holder.role } : named
   const caller: Identified['caller'] = {
@@ -112,7 +112,9 @@ async function identifyKey(
 
 /** When a credential was used last is no part of the answer: who reads is not refused because it cannot be written. */
 async function remember(c: Context<AppEnv>, touch: Promise<unknown>): Promise<void> {
-  await touch.catch((error: unknown) => c.var.log.warn({ err: error }, 'the last use was not written down'))
+  await touch.catch((error: unknown) =>
+    c.get('log').warn({ err: error }, 'the last use was not written down'),
+  )
 }
 
 /**
@@ -129,7 +131,7 @@ async function namedUser(
     throw lacksScope('act:on-behalf')
   const id = idParam.safeParse(header)
   if (!id.success) throw new AppError('invalid_request', 'X-On-Behalf-Of: send the id of a user.')
-  const [user] = await asApp(db, activeUser(db, id.data), c.var.deadline)
+  const [user] = await asApp(db, activeUser(db, id.data), c.get('deadline'))
   if (
     user === undefined ||
     user.role === 'service' ||

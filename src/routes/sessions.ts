@@ -44,7 +44,7 @@ export function sessionRoutes(deps: CallerDeps & IdempotencyDeps) {
         },
       }),
       (c) => {
-        const { session } = c.var
+        const session = c.get('session')
         return c.json({ user: userOf(session), session: sessionOut(session, session.session_id) }, 200)
       },
     )
@@ -95,7 +95,7 @@ export function sessionRoutes(deps: CallerDeps & IdempotencyDeps) {
         const [session] = await asApp(
           db,
           sessionByTokenHash(db, hashToken(token), sessionIdleSeconds),
-          c.var.deadline,
+          c.get('deadline'),
         )
         if (session === undefined) return c.json({ active: false as const }, 200)
         if (session.due) await asApp(db, touchSession(db, session.session_id))

@@ -64,13 +64,13 @@ export function jsonBody(mode: 'strict' | 'audit' | 'optional'): MiddlewareHandl
   return async function jsonBody(c, next) {
     if (c.req.method === 'GET' || c.req.method === 'HEAD' || c.req.method === 'DELETE') return await next()
     // A slow line is not slow work; how long a body may take is Node's requestTimeout to say.
-    c.var.deadlineTimer.stop()
+    c.get('deadlineTimer').stop()
     const readBody = async (): Promise<void> => {
       const bytes = await c.req.arrayBuffer().catch((error: unknown) => {
         // Nobody is there to read this answer; it keeps a client's going away out of the errors.
         throw new AppError('invalid_request', 'The body did not arrive whole.', { cause: error })
       })
-      c.var.deadlineTimer.restart()
+      c.get('deadlineTimer').restart()
       if (bytes.byteLength === 0 && c.req.header('content-type') === undefined) {
         if (mode === 'optional') return await next()
         throw new AppError('invalid_request', 'The body is empty.')
