@@ -55,7 +55,7 @@ const variables = {
     .default('0')
     .transform((text) => (text === 'x-real-ip' ? ('x-real-ip' as const) : Number(text))),
   SESSION_HOURS: integer(1, 8760).default(24),
-  SESSION_IDLE_MINUTES: integer(1, 525_600).default(120),
+  SESSION_IDLE_MINUTES: integer(2, 525_600).default(120),
   SERVICE_API_KEY: z.string().optional(),
   ENCRYPTION_KEY: z.string().optional(),
   OPERATIONS_TOKEN: z

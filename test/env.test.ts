@@ -19,6 +19,8 @@ describe('the environment', () => {
       PORT: 8080,
       HOST: '::',
       DATABASE_POOL_SIZE: 20,
+      DATABASE_LANES: 4,
+      DATABASE_PREPARE: true,
       DATABASE_TIMEOUT: 30,
       BCRYPT_COST: 12,
       HASHING_THREADS: undefined,
@@ -31,6 +33,9 @@ describe('the environment', () => {
     const faults = faultsOf({
       PORT: '99999',
       DATABASE_POOL_SIZE: '0',
+      DATABASE_LANES: '65',
+      DATABASE_PREPARE: 'maybe',
+      SESSION_IDLE_MINUTES: '1',
       DATABASE_TIMEOUT: '1.5',
       DATABASE_URL: 'mysql://secret-host/x',
       ENCRYPTION_KEY: 'secret-but-short',
@@ -42,6 +47,9 @@ describe('the environment', () => {
     for (const name of [
       'PORT',
       'DATABASE_POOL_SIZE',
+      'DATABASE_LANES',
+      'DATABASE_PREPARE',
+      'SESSION_IDLE_MINUTES',
       'DATABASE_TIMEOUT',
       'DATABASE_URL',
       'ENCRYPTION_KEY',
