@@ -11,7 +11,12 @@ export default defineConfig({
         test: {
           ...common,
           name: 'pure',
-          include: ['test/security/**/*.test.ts', 'test/resilience/**/*.test.ts', 'test/*.test.ts'],
+          include: [
+            'test/security/**/*.test.ts',
+            'test/resilience/**/*.test.ts',
+            'test/flight/**/*.test.ts',
+            'test/*.test.ts',
+          ],
         },
       },
       {

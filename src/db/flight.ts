@@ -39,12 +39,11 @@ declare class PgQuery {
 }
 const Query = pg.Query as unknown as typeof PgQuery
 
-/** One Parse message and what became of it. */
+/** A text that a connection prepares, or has prepared. */
 interface Parse {
   name: string
-  flight: Flight
-  state: 'sent' | 'complete' | 'failed'
-  failure?: Error
+  /** Whose Parse it is, while that is unanswered. */
+  flight: Flight | undefined
   /** What Describe answered: a prepared statement's columns never change (0A000 otherwise). */
   columns?: Columns
 }
@@ -56,17 +55,10 @@ interface Preparations {
 }
 const preparations = new WeakMap<Wire, Preparations>()
 
-/** A Bind that names a statement which is not there (PostgreSQL manual, appendix A). */
-const NO_SUCH_STATEMENT = '26000'
-
 /**
  * Several statements under one Sync: one round trip and, outside a transaction, one implicit
  * transaction. The server skips everything behind a statement that fails, so the last one never runs
  * without the ones before it (BEGIN, who asks). Answers with the result of the last one.
- *
- * On a shared connection names are parsed ahead of everything else in the flight, where nothing can have failed yet:
- * so whoever comes next may count on a name as soon as its Parse is written, whatever becomes of the flight that
- * brought it. Elsewhere each is parsed in its place: behind BEGIN, which must not be skipped for its sake.
  *
  * It extends the Query of the same pg, because the client accepts only that class in pipeline mode.
  * Protocol: PostgreSQL manual, 55.2.3 Extended Query.
@@ -74,17 +66,14 @@ const NO_SUCH_STATEMENT = '26000'
 class Flight extends Query {
   readonly #statements: readonly Statement[]
   readonly #values: unknown[][]
-  readonly #isShared: boolean
   #ahead: number
   #held: Preparations | undefined
-  /** Names that an earlier flight is still preparing. */
-  #reliesOn: Parse[] = []
+  #last: Parse | undefined
 
-  constructor(statements: readonly Statement[], isShared: boolean, callback: PgQuery['callback']) {
+  constructor(statements: readonly Statement[], callback: PgQuery['callback']) {
     super(statements.at(-1)?.text ?? '')
     this.callback = callback
     this.#statements = statements
-    this.#isShared = isShared
     this.#ahead = statements.length - 1
     // Before anything is written: a value that cannot be sent must not leave half a message behind.
     this.#values = statements.map((statement) => statement.values.map((value) => utils.prepareValue(value)))
@@ -94,13 +83,10 @@ class Flight extends Query {
     const held = preparationsOn(wire)
     this.#held = held
     const messages: Buffer[] = []
-    if (this.#isShared) for (const statement of this.#statements) this.#prepare(held, messages, statement)
     for (const [index, statement] of this.#statements.entries()) {
-      const { name = '' } = statement
-      if (name === '') this.#parse(held, messages, statement)
-      else if (!this.#isShared) this.#prepare(held, messages, statement)
-      messages.push(serialize.bind({ statement: name, values: this.#values[index] ?? [] }))
-      if (index === this.#statements.length - 1) this.#describe(held, messages, name)
+      const parse = this.#prepare(held, messages, statement)
+      messages.push(serialize.bind({ statement: parse.name, values: this.#values[index] ?? [] }))
+      if (index === this.#statements.length - 1) this.#describe(messages, parse)
       messages.push(serialize.execute())
     }
     messages.push(serialize.sync())
@@ -108,27 +94,26 @@ class Flight extends Query {
     if (wire.stream.writable) wire.stream.write(Buffer.concat(messages))
   }
 
-  #prepare(held: Preparations, messages: Buffer[], statement: Statement): void {
-    const { name } = statement
-    if (name === undefined) return
+  /**
+   * What to bind. A name counts once the server has taken it: one that another flight is still preparing fails with
+   * that flight, whatever it fails of, so until then its text is parsed anew, without a name.
+   */
+  #prepare(held: Preparations, messages: Buffer[], { text, name = '' }: Statement): Parse {
     const known = held.byName.get(name)
-    if (known === undefined) held.byName.set(name, this.#parse(held, messages, statement))
-    else if (known.state === 'sent') this.#reliesOn.push(known)
-  }
-
-  #parse(held: Preparations, messages: Buffer[], { text, name = '' }: Statement): Parse {
-    const parse: Parse = { name, flight: this, state: 'sent' }
+    if (known !== undefined && (known.flight === undefined || known.flight === this)) return known
+    const parse: Parse = { name: known === undefined ? name : '', flight: this }
     held.unanswered.push(parse)
-    messages.push(serialize.parse({ text, name }))
+    if (parse.name !== '') held.byName.set(name, parse)
+    messages.push(serialize.parse({ text, name: parse.name }))
     return parse
   }
 
   /** Columns that are known need not be described again. */
-  #describe(held: Preparations, messages: Buffer[], name: string): void {
-    const columns = held.byName.get(name)?.columns
-    if (columns === undefined) messages.push(serialize.describe({ type: 'P' }))
+  #describe(messages: Buffer[], parse: Parse): void {
+    this.#last = parse
+    if (parse.columns === undefined) messages.push(serialize.describe({ type: 'P' }))
     else {
-      Object.assign(this._result, columns)
+      Object.assign(this._result, parse.columns)
       this._accumulateRows = true
     }
   }
@@ -136,8 +121,7 @@ class Flight extends Query {
   override handleRowDescription(message: unknown): void {
     super.handleRowDescription(message)
     const { fields, _parsers, _prebuiltEmptyResultObject } = this._result
-    const parse = this.#held?.byName.get(this.#statements.at(-1)?.name ?? '')
-    if (parse !== undefined) parse.columns = { fields, _parsers, _prebuiltEmptyResultObject }
+    if (this.#last !== undefined) this.#last.columns = { fields, _parsers, _prebuiltEmptyResultObject }
   }
 
   override handleDataRow(message: unknown): void {
@@ -154,16 +138,9 @@ class Flight extends Query {
     const { byName, unanswered } = this.#held ?? { byName: new Map<string, Parse>(), unanswered: [] }
     while (unanswered[0]?.flight === this) {
       const parse = unanswered.shift() as Parse
-      Object.assign(parse, { state: 'failed', failure: error })
       if (byName.get(parse.name) === parse) byName.delete(parse.name)
     }
-    const missing = (error as { code?: string }).code === NO_SUCH_STATEMENT
-    super.handleError(missing ? (this.#failureReliedOn() ?? error) : error, connection)
-  }
-
-  /** Why the name is not there, in the words of whoever was to prepare it. */
-  #failureReliedOn(): Error | undefined {
-    return this.#reliesOn.find(({ state }) => state === 'failed')?.failure
+    super.handleError(error, connection)
   }
 }
 
@@ -174,7 +151,7 @@ function preparationsOn(wire: Wire): Preparations {
     preparations.set(wire, (held = made))
     wire.on('parseComplete', () => {
       const parse = made.unanswered.shift()
-      if (parse !== undefined) parse.state = 'complete'
+      if (parse !== undefined) parse.flight = undefined
     })
   }
   return held
@@ -186,8 +163,7 @@ function preparationsOn(wire: Wire): Preparations {
  */
 export function fly(client: pg.ClientBase, statements: readonly Statement[]): Promise<QueryResult> {
   return new Promise((resolve, reject) => {
-    const isShared = (client as { pipeline?: boolean }).pipeline === true
-    const flight = new Flight(statements, isShared, (error, result) => {
+    const flight = new Flight(statements, (error, result) => {
       if (error === null || error === undefined) resolve(result as QueryResult)
       else reject(error)
     })
