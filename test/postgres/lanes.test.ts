@@ -78,7 +78,7 @@ const running = (text: string) =>
     async () =>
       (
         await superuser.query(
-          `select from pg_stat_activity where state = 'active' and query like $1 and pid <> pg_backend_pid()`,
+          `select from pg_stat_activity where datname = current_database() and state = 'active' and query like $1 and pid <> pg_backend_pid()`,
           [`%${text}%`],
         )
       ).rowCount,
@@ -162,15 +162,18 @@ describe('on a lane, a statement', () => {
 
   it('that waits for a lock is done on the pool instead, and holds up nobody behind it', async () => {
     const { db } = await open({ lanes: 1 })
-    await superuser.query('begin; update things set note = null where id = 1')
+    const holder = new pg.Client({ connectionString: url })
+    await holder.connect()
+    await holder.query('begin; update things set note = null where id = 1')
     const waiting = asApp(
       db,
       raw("update things set note = 'mine' where id = 1 returning pg_backend_pid() as pid"),
     )
-    await running('%update things%').toBe(1)
+    await running("set note = 'mine'").toBe(1)
     const lane = await laneOf(db)
     await sleep(300)
-    await superuser.query('commit')
+    await holder.query('commit')
+    await holder.end()
     const [row] = await waiting
     expect(row?.['pid']).not.toBe(lane)
     expect((await superuser.query('select note from things')).rows).toEqual([{ note: 'mine' }])
