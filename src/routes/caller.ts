@@ -84,10 +84,11 @@ async function confirm(
   credential: Credential,
   access: Access,
 ): Promise<void> {
-  const { claim: _, ...claimed } = c.get('caller')
+  const { claim, ...claimed } = c.get('caller')
   deps.recentCallers.delete(recentKey(credential))
   await identify(deps, c, credential)
   refuseUnless(access, c)
+  if (claim !== undefined) claim.isConfirmed = true
   if (isDeepStrictEqual(claimed, c.get('caller'))) return
   throw new AppError('unavailable', 'Who you are was changed in this moment; nothing was done. Try again.', {
     retryAfterSeconds: 1,
