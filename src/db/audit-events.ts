@@ -1,6 +1,8 @@
 import { type Compilable, CompiledQuery, sql } from 'kysely'
 import { type Caller, actorText } from './as-caller.js'
+import { compileBySet, compileOnce } from './compile-once.js'
 import type { Db } from './database.js'
+import { timestampToIso } from './pool.js'
 
 /** A caller's event, ready to store: `event` is the canonical text, the rest are its filter columns. */
 export interface NewEvent {
@@ -61,19 +63,66 @@ export function storedIds(
     .where('event_id', 'in', eventIds)
 }
 
+/** An event's columns as JSON spells them; the times as RFC 3339, without quotes. */
 export interface StoredEvent {
-  id: number
+  event: string
+  id: string
   received_at: string
-  event_id: string
   occurred_at: string
   source: string
   actor_type: string
-  actor_id: number | null
-  actor_name: string | null
-  on_behalf_of: number | null
-  action: string | null
-  target: string | null
-  event: string
+  actor_id: string
+  actor_name: string
+  on_behalf_of: string
+  action: string
+  target: string
+}
+
+/** Stands between two fields; JSON escapes it, so it is in none. */
+export const BETWEEN = '\u001f'
+
+/**
+ * Around a query for events: all that it finds as one text, field behind field. To PostgreSQL and to the service one
+ * value costs half of what eleven columns of each row do, and less than JSON made there: to_char is slow.
+ */
+export const AS_TEXT_HEAD =
+  "select array_to_string(array(select concat(event, E'\\x1f', id, E'\\x1f', received_at, E'\\x1f', occurred_at, " +
+  "E'\\x1f', to_json(source), E'\\x1f', to_json(actor_type), E'\\x1f', actor_id, E'\\x1f', to_json(actor_name), " +
+  "E'\\x1f', on_behalf_of, E'\\x1f', to_json(action), E'\\x1f', to_json(target)) from ("
+export const AS_TEXT_TAIL = ") as found order by received_at desc, id desc), E'\\x1f') as events"
+const FIELDS = 11
+
+function asText(query: Compilable<unknown>): Compilable<EventsText> {
+  const compiled = query.compile()
+  const text = { ...compiled, sql: `${AS_TEXT_HEAD}${compiled.sql}${AS_TEXT_TAIL}` }
+  return { compile: () => text as CompiledQuery<EventsText> }
+}
+
+export interface EventsText {
+  events: string
+}
+
+/** The events of such a text. */
+export function eventsIn(text: string): StoredEvent[] {
+  const fields = text === '' ? [] : text.split(BETWEEN)
+  const events: StoredEvent[] = []
+  for (let at = 0; at < fields.length; at += FIELDS) {
+    const field = (offset: number): string => fields[at + offset] || 'null'
+    events.push({
+      event: field(0),
+      id: field(1),
+      received_at: timestampToIso(field(2)),
+      occurred_at: timestampToIso(field(3)),
+      source: field(4),
+      actor_type: field(5),
+      actor_id: field(6),
+      actor_name: field(7),
+      on_behalf_of: field(8),
+      action: field(9),
+      target: field(10),
+    })
+  }
+  return events
 }
 
 export interface EventFilter {
@@ -97,7 +146,6 @@ export interface EventFilter {
 const EVENT_COLUMNS = [
   'audit_events.id',
   'audit_events.received_at',
-  'audit_events.event_id',
   'audit_events.occurred_at',
   'audit_events.source',
   'audit_events.actor_type',
@@ -124,39 +172,40 @@ const EQUALS = [
   'source',
 ] as const
 
-/** A page of events, newest arrival first, behind `after` where given. */
-export function eventsPage(
-  db: Db,
-  filter: EventFilter,
-  limit: number,
-  after: { receivedAt: string; id: number } | undefined,
-): Compilable<StoredEvent> {
+/** A page of events, newest arrival first, behind a place where given. */
+export const eventsPage = compileBySet((db, page: EventsPage) => {
   let query = db
     .selectFrom('audit_events')
     .select(EVENT_COLUMNS)
     .orderBy('received_at', 'desc')
     .orderBy('id', 'desc')
-    .limit(limit)
+    .limit(page.limit)
   for (const name of EQUALS) {
-    const value = filter[name]
+    const value = page[name]
     if (value !== undefined) query = query.where(name, '=', value as never)
   }
-  if (filter.start_time !== undefined) query = query.where('occurred_at', '>=', filter.start_time)
-  if (filter.end_time !== undefined) query = query.where('occurred_at', '<=', filter.end_time)
-  if (filter.received_after !== undefined) query = query.where('received_at', '>', filter.received_after)
-  if (after !== undefined) {
-    const { receivedAt, id } = after
-    // The first condition alone can walk the index; the second cuts its edge.
+  if (page.start_time !== undefined) query = query.where('occurred_at', '>=', page.start_time)
+  if (page.end_time !== undefined) query = query.where('occurred_at', '<=', page.end_time)
+  if (page.received_after !== undefined) query = query.where('received_at', '>', page.received_after)
+  const { afterReceivedAt, afterId } = page
+  if (afterReceivedAt !== undefined && afterId !== undefined) {
+    // The first condition alone can walk the index, and leaves later partitions out; the second cuts its edge.
     query = query
-      .where('received_at', '<=', receivedAt)
-      .where((eb) => eb.or([eb('received_at', '<', receivedAt), eb('id', '<', id)]))
+      .where('received_at', '<=', afterReceivedAt)
+      .where((eb) => eb.or([eb('received_at', '<', afterReceivedAt), eb('id', '<', afterId)]))
   }
-  return query
+  return asText(query)
+})
+
+export interface EventsPage extends EventFilter {
+  limit: number
+  afterReceivedAt?: string | undefined
+  afterId?: number | undefined
 }
 
 /** One event by its id; the table of ids says which partition it is in. */
-export function eventById(db: Db, eventId: string): Compilable<StoredEvent> {
-  return db
+export const eventById = compileOnce((db, eventId: string): Compilable<EventsText> => {
+  const query = db
     .selectFrom('audit_event_ids')
     .innerJoin('audit_events', (join) =>
       join
@@ -165,4 +214,5 @@ export function eventById(db: Db, eventId: string): Compilable<StoredEvent> {
     )
     .select(EVENT_COLUMNS)
     .where('audit_event_ids.event_id', '=', sql<string>`cast(${eventId} as uuid)`)
-}
+  return asText(query)
+}, 1)

@@ -2,7 +2,7 @@ import { readFileSync, readdirSync } from 'node:fs'
 import { randomUUID } from 'node:crypto'
 import { DataType, type IMemoryDb, newDb } from 'pg-mem'
 import { AppError } from '../errors.js'
-import { APPEND_EVENTS } from './audit-events.js'
+import { APPEND_EVENTS, AS_TEXT_HEAD, AS_TEXT_TAIL, BETWEEN } from './audit-events.js'
 import { CONDITIONS, type ClaimKind } from './claims.js'
 import type { Statement } from './flight.js'
 import { beginAttempt, endAttempt } from './memory-throttle.js'
@@ -133,7 +133,10 @@ class MemoryConnection implements SourceConnection {
     const undo = this.#transaction === undefined ? this.#db.backup() : undefined
     try {
       const run =
-        REPLACEMENTS.get(text) ?? ((client, parameters) => client.query({ text, values: parameters }))
+        REPLACEMENTS.get(text) ??
+        (text.startsWith(AS_TEXT_HEAD)
+          ? eventsAsText(text.slice(AS_TEXT_HEAD.length, -AS_TEXT_TAIL.length))
+          : (client: MemoryClient, parameters: unknown[]) => client.query({ text, values: parameters }))
       const { rows, rowCount, command } = await run(this.#client, [...values])
       return { command, rowCount, rows: rows.map(asWire) }
     } catch (error) {
@@ -238,6 +241,32 @@ async function appendEvents(client: MemoryClient, values: unknown[]): Promise<An
     rows.push({ event_id: e.eventId })
   }
   return { rows, rowCount: rows.length, command: 'SELECT' }
+}
+
+/** No array_to_string and no to_json: the rows of the query within, made one text here. */
+function eventsAsText(query: string) {
+  return async (client: MemoryClient, values: unknown[]): Promise<Answer> => {
+    const { rows } = await client.query({ text: query, values })
+    const time = (value: unknown): string =>
+      (value as Date).toISOString().replace('T', ' ').replace('Z', '000+00')
+    const word = (value: unknown): string => (value === null ? '' : JSON.stringify(value))
+    const texts = rows.map((row) =>
+      [
+        row['event'],
+        row['id'],
+        time(row['received_at']),
+        time(row['occurred_at']),
+        word(row['source']),
+        word(row['actor_type']),
+        row['actor_id'],
+        word(row['actor_name']),
+        row['on_behalf_of'],
+        word(row['action']),
+        word(row['target']),
+      ].join(BETWEEN),
+    )
+    return answer([{ events: texts.join(BETWEEN) }])
+  }
 }
 
 /** What a server would send: timestamps as RFC 3339 text with microseconds. */

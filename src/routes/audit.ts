@@ -6,6 +6,7 @@ import {
   type StoredEvent,
   appendEvents,
   eventById,
+  eventsIn,
   eventsPage,
   storedIds,
 } from '../db/audit-events.js'
@@ -165,13 +166,22 @@ export function auditRoutes(deps: AuditDeps) {
                 filter,
                 z.tuple([timestamp.refine((at) => !at.startsWith('0000')), z.int().min(1)]),
               )
-        const position = after && { receivedAt: after[0], id: after[1] }
-        const rows = await asCaller(
+        const [row] = await asCaller(
           db,
           c.var.caller,
-          eventsPage(db, filter as EventFilter, size + 1, position),
+          eventsPage(db, {
+            ...(filter as EventFilter),
+            limit: size + 1,
+            afterReceivedAt: after?.[0],
+            afterId: after?.[1],
+          }),
         )
-        const { items, next_cursor } = pageOf(rows, size, filter, ({ received_at, id }) => [received_at, id])
+        const { items, next_cursor } = pageOf(
+          eventsIn(row?.events ?? ''),
+          size,
+          filter,
+          ({ received_at, id }) => [received_at, Number(id)],
+        )
         return jsonText(
           c,
           `{"items":[${items.map(eventJson).join(',')}],"next_cursor":${JSON.stringify(next_cursor)}}`,
@@ -194,8 +204,9 @@ export function auditRoutes(deps: AuditDeps) {
           c.var.caller,
           eventById(db, c.req.valid('param').event_id.toLowerCase()),
         )
-        if (row === undefined) throw notFound('event')
-        return jsonText(c, eventJson(row), 200)
+        const [event] = eventsIn(row?.events ?? '')
+        if (event === undefined) throw notFound('event')
+        return jsonText(c, eventJson(event), 200)
       },
     )
 }
@@ -261,8 +272,10 @@ async function append(
 
 /** The stored text with what the service knows beside it: spliced, so that numbers keep their spelling. */
 function eventJson(row: StoredEvent): string {
-  const { id, received_at, occurred_at, source, on_behalf_of, action, target } = row
-  const actor = { type: row.actor_type, id: row.actor_id, name: row.actor_name }
-  const known = { id, received_at, source, actor, on_behalf_of, action, target, timestamp_iso: occurred_at }
-  return `${row.event.slice(0, -1)},${JSON.stringify(known).slice(1)}`
+  return (
+    `${row.event.slice(0, -1)},"id":${row.id},"received_at":"${row.received_at}","source":${row.source},` +
+    `"actor":{"type":${row.actor_type},"id":${row.actor_id},"name":${row.actor_name}},` +
+    `"on_behalf_of":${row.on_behalf_of},"action":${row.action},"target":${row.target},` +
+    `"timestamp_iso":"${row.occurred_at}"}`
+  )
 }

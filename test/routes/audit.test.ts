@@ -42,6 +42,23 @@ describe('an event', () => {
     expect(answer.body).not.toHaveProperty('endpoint')
   })
 
+  it('is the same text on a page and alone, whatever its columns hold', async () => {
+    const { event_id: id } = event()
+    await post(event({ event_id: id, agent_id: 'spelling' }))
+    const awkward = 'a"b\\c\n\t\u001f\u007f\u2028</é😀'
+    await service.database.read(
+      `update audit_events set actor_name = '', target = '${awkward}', occurred_at = '2026-01-02 03:04:05.5+00'
+        where event_id = '${id}'`,
+    )
+    const { text, body } = await get(`/v1/audit/events/${id}`)
+    const known =
+      `,"id":${body.id},"received_at":"${body.received_at}","source":"client","actor":{"type":"user","id":1,"name":""},` +
+      `"on_behalf_of":null,"action":null,"target":${JSON.stringify(awkward)},"timestamp_iso":"2026-01-02T03:04:05.500000Z"}`
+    expect(text.slice(-known.length)).toBe(known)
+    const page = await get('/v1/audit/events?agent_id=spelling')
+    expect(page.text).toBe(`{"items":[${text}],"next_cursor":null}`)
+  })
+
   it('sent twice is stored once; the same id with another body is a conflict', async () => {
     const one = event()
     expect((await post([one, one])).body).toEqual({ accepted: 1, duplicates: 1, conflicts: [] })
