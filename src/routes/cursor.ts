@@ -17,16 +17,17 @@ export function encodeCursor(position: readonly (string | number)[], filters: ob
 
 /** The position in a cursor of ours; `invalid_request` for any other text and for other filters. */
 export function decodeCursor<T extends z.ZodType>(text: string, filters: object, position: T): z.output<T> {
-  const bad = new AppError('invalid_request', 'cursor: is not one of this list with these filters.')
+  const bad = (): AppError =>
+    new AppError('invalid_request', 'cursor: is not one of this list with these filters.')
   let parts: unknown
   try {
     parts = JSON.parse(Buffer.from(text, 'base64url').toString('utf8'))
   } catch {
-    throw bad
+    throw bad()
   }
-  if (!Array.isArray(parts) || parts[0] !== fingerprint(filters)) throw bad
+  if (!Array.isArray(parts) || parts[0] !== fingerprint(filters)) throw bad()
   const parsed = position.safeParse(parts.slice(1))
-  if (!parsed.success) throw bad
+  if (!parsed.success) throw bad()
   return parsed.data
 }
 

@@ -230,6 +230,14 @@ describe('reading', () => {
     expect(new Set(seen).size).toBe(25)
   })
 
+  it('has as many events as asked for, and a cursor when there are more', async () => {
+    await post(Array.from({ length: 102 }, () => event({ agent_id: 'sized' })))
+    for (const size of [49, 50, 51, 100, 101, 102, 1000]) {
+      const { body } = await get(`/v1/audit/events?agent_id=sized&limit=${size}`)
+      expect([body.items.length, body.next_cursor !== null]).toEqual([Math.min(size, 102), size < 102])
+    }
+  })
+
   it('refuses a cursor of other filters, bad limits, bad times, unknown and doubled keys', async () => {
     const { body } = await get('/v1/audit/events?limit=1')
     for (const query of [
