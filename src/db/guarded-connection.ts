@@ -4,6 +4,7 @@ import Cursor from 'pg-cursor'
 import { AppError } from '../errors.js'
 import type { Outcome } from '../resilience/circuit-breaker.js'
 import { cancelOnServer } from './cancel.js'
+import { isCopy, startCopy } from './copy-reader.js'
 import type { Deadline, DeadlineEnd } from './deadline.js'
 import { fly, type Statement } from './flight.js'
 import { classify, type FailureClass, meaningOf, outcomeOf } from './pg-errors.js'
@@ -96,6 +97,32 @@ export class GuardedConnection implements SourceConnection {
   }
 
   async *stream(statement: Statement, batchSize: number, deadline?: Deadline): AsyncGenerator<unknown[]> {
+    if (isCopy(statement.text)) yield* this.#copy(statement.text, deadline)
+    else yield* this.#rows(statement, batchSize, deadline)
+  }
+
+  async *#copy(text: string, deadline: Deadline | undefined): AsyncGenerator<Buffer[]> {
+    const copy = startCopy(this.#client, text)
+    try {
+      for (;;) {
+        const pieces = await this.#run(() => copy.read(), false, deadline)
+        if (pieces.length === 0) return
+        yield pieces
+      }
+    } finally {
+      // Whoever leaves does not wait for the rest of it: the server notices when it sends more.
+      if (!copy.isOver) {
+        this.#cancelled ??= 'client_gone'
+        this.cut()
+      }
+    }
+  }
+
+  async *#rows(
+    statement: Statement,
+    batchSize: number,
+    deadline: Deadline | undefined,
+  ): AsyncGenerator<unknown[]> {
     const cursor = this.#client.query(new RowCursor(statement.text, [...statement.values]))
     // One that failed has sent its Sync and is not to be closed: pg-cursor would wait for a second answer.
     let failed = false

@@ -1,10 +1,13 @@
 import { readFileSync, readdirSync } from 'node:fs'
 import { randomUUID } from 'node:crypto'
+import { stringify } from 'csv-stringify/sync'
 import { DataType, type IMemoryDb, newDb } from 'pg-mem'
 import { AppError } from '../errors.js'
 import { APPEND_EVENTS, AS_TEXT_HEAD, AS_TEXT_TAIL, BETWEEN } from './audit-events.js'
 import { CONDITIONS, type ClaimKind } from './claims.js'
+import { isCopy } from './copy-reader.js'
 import type { Statement } from './flight.js'
+import { COPY_HEAD, COPY_TAIL } from './reports/catalog.js'
 import { beginAttempt, endAttempt } from './memory-throttle.js'
 import type { ConnectionSource, Result, SourceConnection, SourceHealth } from './source.js'
 import { BEGIN_ATTEMPT, END_ATTEMPT } from './throttle.js'
@@ -153,6 +156,12 @@ class MemoryConnection implements SourceConnection {
   }
 
   async *stream(statement: Statement, batchSize: number): AsyncGenerator<unknown[]> {
+    if (isCopy(statement.text)) {
+      const text = statement.text.slice(COPY_HEAD.length, -COPY_TAIL.length)
+      const { rows } = await this.#one({ ...statement, text })
+      yield [Buffer.from(asCsv(rows as Row[]))]
+      return
+    }
     const { rows } = await this.#one(statement)
     for (let start = 0; start < rows.length; start += batchSize) yield rows.slice(start, start + batchSize)
   }
@@ -162,7 +171,9 @@ class MemoryConnection implements SourceConnection {
 function withLiterals(text: string, values: unknown[]): string {
   return text
     .replaceAll(' as inet)', ' as text)')
-    .replaceAll(/\$(\d+)/g, (_, position: string) => literal(values[Number(position) - 1]))
+    .replaceAll(/\$(\d+)/g, (hole, position: string) =>
+      Number(position) > values.length ? hole : literal(values[Number(position) - 1]),
+    )
 }
 
 function literal(value: unknown): string {
@@ -267,6 +278,16 @@ function eventsAsText(query: string) {
     )
     return answer([{ events: texts.join(BETWEEN) }])
   }
+}
+
+/** As COPY spells it. */
+function asCsv(rows: Row[]): string {
+  return stringify(rows, {
+    header: true,
+    record_delimiter: '\r\n',
+    quote_record_delimiter: true,
+    cast: { string: (value) => ({ value, quoted_empty: true }) },
+  })
 }
 
 /** What a server would send: timestamps as RFC 3339 text with microseconds. */

@@ -16,7 +16,7 @@ export interface SourceConnection {
    * answer, the server is asked to stop, and it rejects with an AppError if nothing was changed.
    */
   execute(statements: readonly Statement[], deadline?: Deadline): Promise<Result>
-  /** Reads in batches of at most `batchSize` rows; inside a transaction. */
+  /** Reads in batches of at most `batchSize` rows, a COPY as pieces of CSV; inside a transaction. */
   stream(statement: Statement, batchSize: number, deadline?: Deadline): AsyncIterable<unknown[]>
   /** Once, always. A connection that is not idle and clean does not come back. */
   release(): void

@@ -1,9 +1,8 @@
 import { createRoute, z } from '@hono/zod-openapi'
-import { stringify } from 'csv-stringify/sync'
-import { asCaller } from '../db/as-caller.js'
+import { asCaller, type Caller } from '../db/as-caller.js'
 import { recordEvent } from '../db/audit.js'
 import type { Db } from '../db/database.js'
-import { REPORTS, ROW_CAP, type Report, reportQuery } from '../db/reports/catalog.js'
+import { REPORTS, ROW_CAP, type Report, reportCsv, reportQuery } from '../db/reports/catalog.js'
 import { streamAsCaller } from '../db/transaction.js'
 import { AppError, notFound } from '../errors.js'
 import { type CallerDeps, guard } from './caller.js'
@@ -109,15 +108,16 @@ export function reportRoutes(deps: ReportDeps) {
             metadata: { format, parameters: days },
           }),
         )
-        const rows = streamAsCaller(
-          streams,
-          { ...caller, databaseRole: 'gary_analyst' },
-          reportQuery(report, days),
-        )
+        const analyst: Caller = { ...caller, databaseRole: 'gary_analyst' }
         // The first batch decides the status: what fails here is still a problem document.
-        const first = await rows.next()
-        const pieces = encode(report, format, raw === 'true', first, rows)
-        return streamed(c, pieces, () => rows.return(undefined)) as never
+        if (format === 'csv') {
+          const csv = streamAsCaller(streams, analyst, reportCsv(report, days, raw === 'true'))
+          return streamed(c, all(await csv.next(), csv), () => csv.return(undefined)) as never
+        }
+        const rows = streamAsCaller(streams, analyst, reportQuery(report, days))
+        return streamed(c, encode(report, format, await rows.next(), rows), () =>
+          rows.return(undefined),
+        ) as never
       },
     )
 }
@@ -145,34 +145,30 @@ function daysOf(report: Report, given: Record<string, string>): string[] {
   })
 }
 
+/** The first batch and the others, piece by piece. */
+async function* all(
+  first: IteratorResult<Uint8Array[]>,
+  rest: AsyncGenerator<Uint8Array[]>,
+): AsyncGenerator<Uint8Array> {
+  for (let batch = first; batch.done !== true; batch = await rest.next()) yield* batch.value
+}
+
 async function* encode(
   report: Report,
-  format: keyof typeof CONTENT_TYPES,
-  raw: boolean,
+  format: 'json' | 'ndjson',
   first: IteratorResult<Row[]>,
   rest: AsyncGenerator<Row[]>,
 ): AsyncGenerator<string> {
   let count = 0
   if (format === 'json')
     yield `{"report":${JSON.stringify(report.name)},"columns":${JSON.stringify(report.columns)},"rows":[`
-  if (format === 'csv') yield csv([report.columns], true)
   for (let batch = first; batch.done !== true && count < ROW_CAP; batch = await rest.next()) {
     const rows = batch.value.slice(0, ROW_CAP - count)
     if (format === 'json')
       yield `${count === 0 || rows.length === 0 ? '' : ','}${rows.map((row) => JSON.stringify(row)).join(',')}`
-    if (format === 'ndjson') yield rows.map((row) => `${JSON.stringify(row)}\n`).join('')
-    if (format === 'csv')
-      yield csv(
-        rows.map((row) => report.columns.map((column) => row[column])),
-        raw,
-      )
+    else yield rows.map((row) => `${JSON.stringify(row)}\n`).join('')
     count += rows.length
     if (batch.value.length > rows.length) break
   }
   if (format === 'json') yield `],"row_count":${count}}`
-}
-
-/** RFC 4180; text that a spreadsheet would take for a formula is quoted against it (OWASP CSV Injection). */
-function csv(rows: readonly (readonly unknown[])[], raw: boolean): string {
-  return stringify(rows as unknown[][], { record_delimiter: '\r\n', escape_formulas: !raw })
 }

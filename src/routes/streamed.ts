@@ -8,7 +8,7 @@ import type { AppEnv } from './context.js'
  */
 export function streamed(
   c: Context<AppEnv>,
-  pieces: AsyncGenerator<string>,
+  pieces: AsyncGenerator<string | Uint8Array>,
   release: () => Promise<unknown>,
 ): Response {
   const encoder = new TextEncoder()
@@ -20,7 +20,8 @@ export function streamed(
       async pull(controller) {
         try {
           const { value, done } = await pieces.next()
-          if (done !== true) return controller.enqueue(encoder.encode(value))
+          if (done !== true)
+            return controller.enqueue(typeof value === 'string' ? encoder.encode(value) : value)
           await release()
           controller.close()
         } catch (error) {

@@ -1,10 +1,14 @@
 import { readFileSync } from 'node:fs'
 import { CompiledQuery } from 'kysely'
+import pg from 'pg'
 
 export interface Report {
   name: string
   title: string
+  /** Numbers, texts and days. */
   columns: readonly string[]
+  /** What is none of them is guarded in CSV: see reportCsv. */
+  numbers: readonly string[]
   /** Parameters in the order of the statement's $n; each is a day, made an instant in UTC. */
   parameters: readonly { name: string; title: string; daysAgo: number }[]
   sql: string
@@ -18,6 +22,7 @@ export const REPORTS: readonly Report[] = [
     name: 'logins-per-day',
     title: 'Sign-ins a day: succeeded, failed, and by how many users',
     columns: ['day', 'succeeded', 'failed', 'users'],
+    numbers: ['succeeded', 'failed', 'users'],
     parameters: [
       { name: 'from', title: 'First day (UTC), 30 days ago by default', daysAgo: 30 },
       { name: 'to', title: 'Day after the last one (UTC), tomorrow by default', daysAgo: -1 },
@@ -28,9 +33,38 @@ export const REPORTS: readonly Report[] = [
 
 /** The run of a report with its days bound; one row more than the cap, to know whether there are more. */
 export function reportQuery(report: Report, days: readonly string[]): CompiledQuery<Record<string, unknown>> {
-  const instants = days.map((day) => `${day}T00:00:00Z`)
-  const query = CompiledQuery.raw(`${report.sql}\n LIMIT ${ROW_CAP + 1}`, instants)
+  const query = CompiledQuery.raw(`${report.sql}\n LIMIT ${ROW_CAP + 1}`, days.map(instant))
   return query as CompiledQuery<Record<string, unknown>>
+}
+
+/**
+ * The same as CSV made by PostgreSQL, which takes no parameters there: the days are literals. Text that a spreadsheet
+ * would take for a formula gets an apostrophe (OWASP CSV Injection), unless `raw`.
+ */
+export function reportCsv(report: Report, days: readonly string[], raw: boolean): CompiledQuery<Uint8Array> {
+  const text = report.sql.replaceAll(/\$(\d+)/g, (_, position: string) =>
+    pg.escapeLiteral(instant(days[Number(position) - 1] ?? '')),
+  )
+  const columns = report.columns.map((column) =>
+    raw || report.numbers.includes(column) ? `"${column}"` : `${guarded(`"${column}"`)} AS "${column}"`,
+  )
+  const rows = `SELECT ${columns.join(', ')} FROM (${text}\n LIMIT ${ROW_CAP}) AS report`
+  return CompiledQuery.raw(`${COPY_HEAD}${rows}${COPY_TAIL}`) as CompiledQuery<Uint8Array>
+}
+
+export const COPY_HEAD = 'copy ('
+export const COPY_TAIL = ') to stdout with (format csv, header)'
+
+/** What a spreadsheet takes for the beginning of a formula, the second four in full width. */
+const FORMULA = [...'=+-@\uFF1D\uFF0B\uFF0D\uFF20\t\r'].map((character) => `'${character}'`).join(', ')
+
+function guarded(column: string): string {
+  const text = `CAST(${column} AS text)`
+  return `CASE WHEN substring(${text}, 1, 1) IN (${FORMULA}) THEN '''' || ${text} ELSE ${text} END`
+}
+
+function instant(day: string): string {
+  return `${day}T00:00:00Z`
 }
 
 function statement(name: string): string {
