@@ -17,7 +17,7 @@ const report = (sql: string): Report => ({
   name: 'r',
   title: 'r',
   columns: ['word', 'count'],
-  numbers: ['count'],
+  plain: ['count'],
   parameters: [],
   sql,
 })

@@ -5,10 +5,10 @@ import pg from 'pg'
 export interface Report {
   name: string
   title: string
-  /** Numbers, texts and days. */
+  /** Of numbers, texts and days. */
   columns: readonly string[]
-  /** What is none of them is guarded in CSV: see reportCsv. */
-  numbers: readonly string[]
+  /** Those of numbers and days; all others are guarded in CSV, see reportCsv. */
+  plain: readonly string[]
   /** Parameters in the order of the statement's $n; each is a day, made an instant in UTC. */
   parameters: readonly { name: string; title: string; daysAgo: number }[]
   sql: string
@@ -22,7 +22,7 @@ export const REPORTS: readonly Report[] = [
     name: 'logins-per-day',
     title: 'Sign-ins a day: succeeded, failed, and by how many users',
     columns: ['day', 'succeeded', 'failed', 'users'],
-    numbers: ['succeeded', 'failed', 'users'],
+    plain: ['day', 'succeeded', 'failed', 'users'],
     parameters: [
       { name: 'from', title: 'First day (UTC), 30 days ago by default', daysAgo: 30 },
       { name: 'to', title: 'Day after the last one (UTC), tomorrow by default', daysAgo: -1 },
@@ -46,7 +46,7 @@ export function reportCsv(report: Report, days: readonly string[], raw: boolean)
     pg.escapeLiteral(instant(days[Number(position) - 1] ?? '')),
   )
   const columns = report.columns.map((column) =>
-    raw || report.numbers.includes(column) ? `"${column}"` : `${guarded(`"${column}"`)} AS "${column}"`,
+    raw || report.plain.includes(column) ? `"${column}"` : `${guarded(`"${column}"`)} AS "${column}"`,
   )
   const rows = `SELECT ${columns.join(', ')} FROM (${text}\n LIMIT ${ROW_CAP}) AS report`
   return CompiledQuery.raw(`${COPY_HEAD}${rows}${COPY_TAIL}`) as CompiledQuery<Uint8Array>
@@ -56,7 +56,9 @@ export const COPY_HEAD = 'copy ('
 export const COPY_TAIL = ') to stdout with (format csv, header)'
 
 /** What a spreadsheet takes for the beginning of a formula, the second four in full width. */
-const FORMULA = [...'=+-@\uFF1D\uFF0B\uFF0D\uFF20\t\r'].map((character) => `'${character}'`).join(', ')
+const FORMULA = ['=', '+', '-', '@', '\uFF1D', '\uFF0B', '\uFF0D', '\uFF20', '\t', '\r']
+  .map((character) => `'${character}'`)
+  .join(', ')
 
 function guarded(column: string): string {
   const text = `CAST(${column} AS text)`
