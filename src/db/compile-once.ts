@@ -19,12 +19,40 @@ export function compileOnce<A extends string[], R>(
       db,
       ...(Array.from({ length: arity }, (_, index) => HOLE + String(index)) as A),
     ).compile()
-    const parameters = compiled.parameters.map((parameter) =>
-      typeof parameter === 'string' && parameter.startsWith(HOLE)
-        ? values[Number(parameter.slice(HOLE.length))]
-        : parameter,
-    )
-    const query = { ...compiled, parameters }
-    return { compile: () => query }
+    return filled(compiled, (hole) => values[Number(hole)])
   }
+}
+
+/** So many texts of one query; a caller chooses which filters come together. */
+const MAX_TEXTS = 200
+
+/**
+ * The same for a query whose text depends on which values are given, and on nothing else of them: built once for each
+ * set of names.
+ */
+export function compileBySet<V extends object, R>(
+  build: (db: Db, holes: V) => Compilable<R>,
+): (db: Db, given: V) => Compilable<R> {
+  const texts = new Map<string, CompiledQuery<R>>()
+  return (db, given) => {
+    const values = given as Record<string, unknown>
+    const names = Object.keys(values).filter((name) => values[name] !== undefined)
+    const set = names.join()
+    let compiled = texts.get(set)
+    if (compiled === undefined) {
+      compiled = build(db, Object.fromEntries(names.map((name) => [name, HOLE + name])) as V).compile()
+      if (texts.size < MAX_TEXTS) texts.set(set, compiled)
+    }
+    return filled(compiled, (hole) => values[hole])
+  }
+}
+
+function filled<R>(compiled: CompiledQuery<R>, valueOf: (hole: string) => unknown): Compilable<R> {
+  const parameters = compiled.parameters.map((parameter) =>
+    typeof parameter === 'string' && parameter.startsWith(HOLE)
+      ? valueOf(parameter.slice(HOLE.length))
+      : parameter,
+  )
+  const query = { ...compiled, parameters }
+  return { compile: () => query }
 }
