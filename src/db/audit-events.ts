@@ -4,8 +4,8 @@ import { compileBySet, compileOnce } from './compile-once.js'
 import type { Db } from './database.js'
 import { timestampToIso } from './pool.js'
 
-/** A caller's event, ready to store: `event` is the canonical text, the rest are its filter columns. */
-export interface NewEvent {
+/** What is stored of an event beside its text. */
+export interface EventColumns {
   eventId: string
   bodyHash: string
   occurredAt: string
@@ -16,18 +16,28 @@ export interface NewEvent {
   sessionId: string | null
   requestId: string | null
   traceId: string | null
-  event: string
+}
+
+/** A caller's event, ready to store: `text` is canonical JSON. */
+export interface NewEvent {
+  columns: EventColumns
+  text: string
 }
 
 /**
  * Appends in one statement: each event that is new by its id, both its rows; the others are left out.
  * In the order of ids, so that two batches with the same events wait for each other and never in a ring.
+ * The texts come apart from the columns, as lines: canonical JSON has no line break, and within the JSON of the
+ * columns they would be escaped here and read again there.
  */
 export const APPEND_EVENTS = `
 with input as (
-  select * from json_to_recordset($1::json) as e("eventId" uuid, "bodyHash" text, "occurredAt" timestamptz,
-    "eventType" text, level text, "userId" text, "agentId" text, "sessionId" text, "requestId" text,
-    "traceId" text, event text)
+  select * from rows from (
+    json_to_recordset($1::json) as ("eventId" uuid, "bodyHash" text, "occurredAt" timestamptz, "eventType" text,
+      level text, "userId" text, "agentId" text, "sessionId" text, "requestId" text, "traceId" text),
+    unnest(string_to_array($7, E'\\n'))
+  ) as e("eventId", "bodyHash", "occurredAt", "eventType", level, "userId", "agentId", "sessionId", "requestId",
+    "traceId", event)
 ), ids as (
   insert into audit_event_ids (event_id, actor, on_behalf_of, body_hash)
   select "eventId", $2, $3::integer, "bodyHash" from input
@@ -44,9 +54,11 @@ select event_id from ids`
 
 /** Answers with the ids that were new. */
 export function appendEvents(caller: Caller, events: readonly NewEvent[]): Compilable<{ event_id: string }> {
-  const sorted = events.toSorted((a, b) => (a.eventId < b.eventId ? -1 : 1))
+  const sorted = events.toSorted((a, b) => (a.columns.eventId < b.columns.eventId ? -1 : 1))
+  const columns = JSON.stringify(sorted.map((event) => event.columns))
+  const texts = sorted.map(({ text }) => text).join('\n')
   const { actor, onBehalfOf } = caller
-  const parameters = [JSON.stringify(sorted), actorText(actor), onBehalfOf, actor.type, actor.id, actor.name]
+  const parameters = [columns, actorText(actor), onBehalfOf, actor.type, actor.id, actor.name, texts]
   return {
     compile: () => CompiledQuery.raw(APPEND_EVENTS, parameters) as CompiledQuery<{ event_id: string }>,
   }

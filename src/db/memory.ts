@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto'
 import { stringify } from 'csv-stringify/sync'
 import { DataType, type IMemoryDb, newDb } from 'pg-mem'
 import { AppError } from '../errors.js'
-import { APPEND_EVENTS, AS_TEXT_HEAD, AS_TEXT_TAIL, BETWEEN } from './audit-events.js'
+import { APPEND_EVENTS, AS_TEXT_HEAD, AS_TEXT_TAIL, BETWEEN, type EventColumns } from './audit-events.js'
 import { CONDITIONS, type ClaimKind } from './claims.js'
 import { isCopy } from './copy-reader.js'
 import type { Statement } from './flight.js'
@@ -210,17 +210,12 @@ function runOn(client: MemoryClient) {
     (await client.query({ text, values })).rows
 }
 
-interface EventRow {
-  eventId: string
-  bodyHash: string
-  [column: string]: string | null
-}
-
 /** No json_to_recordset and a wrong ON CONFLICT ... RETURNING: row by row, and nobody else is here. */
 async function appendEvents(client: MemoryClient, values: unknown[]): Promise<Answer> {
-  const [events, actorName, onBehalfOf, ...actor] = values
+  const [columns, actorName, onBehalfOf, actorType, actorId, name, lines] = values
+  const texts = (lines as string).split('\n')
   const rows: Row[] = []
-  for (const e of JSON.parse(events as string) as EventRow[]) {
+  for (const [index, e] of (JSON.parse(columns as string) as EventColumns[]).entries()) {
     const known = await client.query({
       text: 'select 1 from audit_event_ids where event_id = $1',
       values: [e.eventId],
@@ -236,17 +231,19 @@ async function appendEvents(client: MemoryClient, values: unknown[]): Promise<An
         values ($1, $2, $3, $4, 'client', $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
       values: [
         e.eventId,
-        e['occurredAt'],
-        e['eventType'],
-        e['level'],
-        ...actor,
+        e.occurredAt,
+        e.eventType,
+        e.level,
+        actorType,
+        actorId,
+        name,
         onBehalfOf,
-        e['userId'],
-        e['agentId'],
-        e['sessionId'],
-        e['requestId'],
-        e['traceId'],
-        e['event'],
+        e.userId,
+        e.agentId,
+        e.sessionId,
+        e.requestId,
+        e.traceId,
+        texts[index],
       ],
     })
     rows.push({ event_id: e.eventId })

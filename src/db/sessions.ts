@@ -1,6 +1,6 @@
 import { type Compilable, sql } from 'kysely'
-import { type ServiceEvent, withAudit } from './audit.js'
-import { compileOnce } from './compile-once.js'
+import { type AuditValues, type ServiceEvent, auditValues, withAudit, withAuditRow } from './audit.js'
+import { compileBySet, compileOnce } from './compile-once.js'
 import type { Db, Tx } from './database.js'
 import type { Role, User } from './users.js'
 
@@ -61,12 +61,16 @@ const findSession = compileOnce((db, tokenHash: string, idleSeconds: string): Co
 
 /** Counts as activity; at most once a minute, also when several requests find it due. For asApp. */
 export function touchSession(db: Db, sessionId: number): Compilable<unknown> {
-  return db
+  return rememberActivity(db, { sessionId })
+}
+
+const rememberActivity = compileBySet((db, { sessionId }: { sessionId: number }): Compilable<unknown> =>
+  db
     .updateTable('auth_sessions')
     .set({ last_activity: sql`now()` })
     .where('id', '=', sessionId)
-    .where('last_activity', '<', sql<string>`now() - interval '60 seconds'`)
-}
+    .where('last_activity', '<', sql<string>`now() - interval '60 seconds'`),
+)
 
 export interface NewSession {
   userId: number
@@ -88,6 +92,18 @@ export type CreatedSession = Pick<
  * by now: with the row locked, a password that is changed meanwhile opens no session, and lockUser finds every one.
  */
 export function createSession(db: Db, session: NewSession, event: ServiceEvent): Compilable<CreatedSession> {
+  const { userId: ownerId, ttlSeconds, ...given } = session
+  const ttl = `${ttlSeconds} seconds`
+  return openSession(db, Object.assign(auditValues(event), given, { ownerId, ttl }))
+}
+
+/** The event has a user of its own: who asks. */
+interface Opening extends Omit<NewSession, 'userId' | 'ttlSeconds'>, AuditValues {
+  ownerId: number
+  ttl: string
+}
+
+const openSession = compileBySet((db, given: Opening): Compilable<CreatedSession> => {
   const change = db
     .with('change', (qc) =>
       qc
@@ -97,14 +113,14 @@ export function createSession(db: Db, session: NewSession, event: ServiceEvent):
           eb
             .selectFrom('auth_users')
             .select([
-              sql<string>`cast(${session.tokenHash} as text)`.as('session_token'),
+              sql<string>`cast(${given.tokenHash} as text)`.as('session_token'),
               'auth_users.id as user_id',
-              sql<string>`now() + cast(${`${session.ttlSeconds} seconds`} as interval)`.as('expires_at'),
-              sql<string>`cast(${session.ipAddress} as inet)`.as('ip_address'),
-              sql<string>`cast(${session.userAgent} as text)`.as('user_agent'),
+              sql<string>`now() + cast(${given.ttl} as interval)`.as('expires_at'),
+              sql<string>`cast(${given.ipAddress} as inet)`.as('ip_address'),
+              sql<string>`cast(${given.userAgent} as text)`.as('user_agent'),
             ])
-            .where('id', '=', session.userId)
-            .where('version', '=', session.userVersion)
+            .where('id', '=', given.ownerId)
+            .where('version', '=', given.userVersion)
             .where('is_active', '=', true)
             .forUpdate(),
         )
@@ -125,7 +141,7 @@ export function createSession(db: Db, session: NewSession, event: ServiceEvent):
         .where('id', 'in', (eb) => eb.selectFrom('change').select('change.user_id'))
         .returning(['id', 'last_login']),
     )
-  return withAudit(change, event)
+  return withAuditRow(change, given)
     .selectFrom('change')
     .innerJoin('login', 'login.id', 'change.user_id')
     .select([
@@ -137,7 +153,7 @@ export function createSession(db: Db, session: NewSession, event: ServiceEvent):
       'user_agent',
       sql<string>`login.last_login`.as('last_login'),
     ]) as unknown as Compilable<CreatedSession>
-}
+})
 
 /** A live session as lists show it. */
 export type ListedSession = Pick<

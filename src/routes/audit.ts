@@ -245,15 +245,16 @@ async function append(
   events: NewEvent[],
 ): Promise<{ accepted: number; duplicates: number; conflicts: string[] }> {
   const first = new Map<string, NewEvent>()
-  for (const event of events) if (!first.has(event.eventId)) first.set(event.eventId, event)
+  for (const event of events) if (!first.has(event.columns.eventId)) first.set(event.columns.eventId, event)
   const fresh = first.size === 0 ? [] : await asCaller(db, caller, appendEvents(caller, [...first.values()]))
+  if (fresh.length === events.length) return { accepted: fresh.length, duplicates: 0, conflicts: [] }
   const freshIds = new Set(fresh.map(({ event_id }) => event_id))
-  const stored = new Map(
-    [...first.values()]
-      .filter(({ eventId }) => freshIds.has(eventId))
-      .map((event) => [event.eventId, event.bodyHash]),
-  )
-  const known = [...first.keys()].filter((eventId) => !freshIds.has(eventId))
+  const stored = new Map<string, string>()
+  const known: string[] = []
+  for (const [eventId, { columns }] of first) {
+    if (freshIds.has(eventId)) stored.set(eventId, columns.bodyHash)
+    else known.push(eventId)
+  }
   if (known.length > 0) {
     for (const row of await asCaller(db, caller, storedIds(db, known))) {
       if (row.actor === actorText(caller.actor)) stored.set(row.event_id, row.body_hash)
@@ -262,10 +263,10 @@ async function append(
   const counted = new Set(freshIds)
   let duplicates = 0
   const conflicts = new Set<string>()
-  for (const { eventId, bodyHash } of events) {
-    if (counted.delete(eventId)) continue
-    if (stored.get(eventId) === bodyHash) duplicates += 1
-    else conflicts.add(eventId)
+  for (const { columns } of events) {
+    if (counted.delete(columns.eventId)) continue
+    if (stored.get(columns.eventId) === columns.bodyHash) duplicates += 1
+    else conflicts.add(columns.eventId)
   }
   return { accepted: freshIds.size, duplicates, conflicts: [...conflicts] }
 }

@@ -44,9 +44,8 @@ function isInRange(seconds: number): boolean {
 
 /** Whole seconds and the digits behind the point, of which six are kept. */
 function isoOf(wholeSeconds: number, fraction: string): string {
-  return new Date(wholeSeconds * 1000)
-    .toISOString()
-    .replace('.000Z', `.${fraction.slice(0, 6).padEnd(6, '0')}Z`)
+  const second = new Date(wholeSeconds * 1000).toISOString().slice(0, -'.000Z'.length)
+  return `${second}.${fraction.slice(0, 6).padEnd(6, '0')}Z`
 }
 
 /** A double has no room for microseconds since 1970 in milliseconds: whole seconds and fraction go apart. */

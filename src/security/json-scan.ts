@@ -31,7 +31,7 @@ export function scanJson(text: string): JsonScan {
       open -= 1
     } else if (keepsSpelling && (char === MINUS || isDigit(char))) {
       const end = endOfNumber(text, at)
-      keepsSpelling = isSpeltByJavaScript(text.slice(at, end))
+      keepsSpelling = isShortInteger(text, at, end) || isSpeltByJavaScript(text.slice(at, end))
       at = end - 1
     }
   }
@@ -60,6 +60,13 @@ export function fitsNumeric({ value: token }: LosslessNumber): boolean {
 
 function isSpeltByJavaScript(token: string): boolean {
   return String(Number(token)) === token
+}
+
+/** Up to fifteen digits are exact in a double, and JSON allows no zero ahead of them. */
+function isShortInteger(text: string, start: number, end: number): boolean {
+  if (end - start > 15) return false
+  for (let at = start; at < end; at += 1) if (!isDigit(text.charCodeAt(at))) return false
+  return true
 }
 
 function endOfString(text: string, start: number): number {

@@ -21,6 +21,10 @@ export function parseJson(text: string): JsonTree {
   return parseChecked(text, refuseIllFormed)
 }
 
+// All that check() refuses or replaces in a text whose numbers are plain: NUL, surrogates, and REFUSED_NAMES, whose
+// letters an escape may spell too.
+const MAY_NEED_CHECK = /\\u(?:00(?:00|[4-7])|[dD][89a-fA-F])|[\ud800-\udfff]|__proto__|constructor/
+
 // JSON holds NUL as an escape only, a lone surrogate as an escape or, in a text that was never UTF-8, as itself.
 const MAY_BE_ILL_FORMED = /\\u(?:0000|[dD][89a-fA-F])|[\ud800-\udfff]/
 
@@ -50,7 +54,7 @@ export function parseStoredJson(text: string): JsonTree {
 
 /** Compact JSON; numbers as they were spelt. Throws TypeError for what JSON cannot say (NaN, undefined). */
 export function stringifyJson(tree: JsonTree): string {
-  return write(tree, Object.keys)
+  return isPlain(tree) ? JSON.stringify(tree) : write(tree, Object.keys)
 }
 
 /**
@@ -58,7 +62,8 @@ export function stringifyJson(tree: JsonTree): string {
  * their own spelling instead of RFC 8785's, which has no room for twenty digits: `1.0` and `1` differ here.
  */
 export function canonicalJson(tree: JsonTree): string {
-  return write(tree, (object) => Object.keys(object).toSorted())
+  const sorted = withSortedNames(tree)
+  return sorted === undefined ? write(tree, sortedNames) : JSON.stringify(sorted)
 }
 
 type CheckText = (text: string, place: readonly string[]) => void
@@ -70,6 +75,7 @@ function parseChecked(text: string, checkText: CheckText): JsonTree {
     check(tree, [], checkText)
     throw tooDeep([]) // the deep part was dropped by a duplicate name
   }
+  if (keepsSpelling && !MAY_NEED_CHECK.test(text)) return tree
   const exact = keepsSpelling ? tree : parseKeepingSpelling(text)
   check(exact, [], checkText)
   return exact
@@ -137,6 +143,62 @@ function replaceIllFormed(tree: JsonTree, place: string[], replacedAt: string[])
     if (isJsonObject(tree) && !Object.hasOwn(tree, part)) replacedAt.push(toPointer(childPlace))
     return replaceIllFormed(child, childPlace, replacedAt)
   })
+}
+
+/** Whether JSON.stringify, which is far cheaper than write(), says the same. */
+function isPlain(tree: JsonTree): boolean {
+  if (typeof tree === 'string' || typeof tree === 'boolean' || tree === null) return true
+  if (Array.isArray(tree)) return tree.every(isPlain)
+  if (!isJsonObject(tree)) return typeof tree === 'number' && Number.isFinite(tree)
+  for (const name of Object.keys(tree)) if (!isPlain(tree[name] as JsonTree)) return false
+  return true
+}
+
+/** The tree for JSON.stringify to write canonically; undefined when only write() can. */
+function withSortedNames(tree: JsonTree): JsonTree | undefined {
+  if (Array.isArray(tree)) {
+    let list = tree
+    for (const [index, child] of tree.entries()) {
+      const sorted = withSortedNames(child)
+      if (sorted === undefined) return undefined
+      if (sorted === child) continue
+      if (list === tree) list = tree.slice()
+      list[index] = sorted
+    }
+    return list
+  }
+  if (!isJsonObject(tree)) return isPlain(tree) ? tree : undefined
+  const names = Object.keys(tree)
+  let object = areSorted(names) ? tree : withNamesAs(names.sort(), tree)
+  if (object === undefined) return undefined
+  for (const name of names) {
+    const child = tree[name] as JsonTree
+    const sorted = withSortedNames(child)
+    if (sorted === undefined) return undefined
+    if (sorted === child) continue
+    if (object === tree) object = { ...tree }
+    object[name] = sorted
+  }
+  return object
+}
+
+/** Undefined when no object lists its names so: numbers come first, and `__proto__`, assigned, is none of them. */
+function withNamesAs(names: readonly string[], object: JsonObject): JsonObject | undefined {
+  const ordered: JsonObject = {}
+  for (const name of names) ordered[name] = object[name] as JsonTree
+  const listed = Object.keys(ordered)
+  return listed.length === names.length && areSorted(listed) ? ordered : undefined
+}
+
+function sortedNames(object: JsonObject): string[] {
+  return Object.keys(object).sort()
+}
+
+function areSorted(names: readonly string[]): boolean {
+  for (let at = 1; at < names.length; at += 1) {
+    if ((names[at - 1] as string) > (names[at] as string)) return false
+  }
+  return true
 }
 
 function write(tree: JsonTree, namesOf: (object: JsonObject) => string[]): string {

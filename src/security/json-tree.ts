@@ -32,21 +32,18 @@ export function childrenOf(tree: JsonTree): [part: string, child: JsonTree][] {
 
 /** True when the tree has more than `most` values in it, found without visiting many more. */
 export function exceedsNodes(tree: JsonTree, most: number): boolean {
-  let seen = 0
-  const waiting: JsonTree[] = [tree]
-  for (let node = waiting.pop(); node !== undefined; node = waiting.pop()) {
-    seen += 1
-    if (seen > most) return true
-    if (Array.isArray(node)) {
-      if (node.length > most) return true
-      waiting.push(...node)
-    } else if (isJsonObject(node)) {
-      const children = Object.values(node)
-      if (children.length > most) return true
-      waiting.push(...children)
-    }
+  return nodesLeft(tree, most) < 0
+}
+
+/** What is left of `most` when each value has taken one. Recursive: for a tree whose depth is known. */
+function nodesLeft(tree: JsonTree, most: number): number {
+  let left = most - 1
+  if (typeof tree !== 'object' || tree === null) return left
+  const children = Array.isArray(tree) ? tree : isJsonObject(tree) ? Object.values(tree) : []
+  for (let at = 0; at < children.length && left >= 0; at += 1) {
+    left = nodesLeft(children[at] as JsonTree, left)
   }
-  return false
+  return left
 }
 
 /** The child at one part of a pointer, or undefined when there is none. */

@@ -24,6 +24,7 @@ export interface Redacted {
  * name go, others lose the credentials redactText knows; numbers, booleans and null are never touched.
  */
 export function redactSecrets(tree: JsonTree, { maxStringLength = 65_536 }: RedactOptions = {}): Redacted {
+  if (isClean(tree, maxStringLength, false)) return { tree, redacted: [], truncated: [] }
   const redacted: string[] = []
   const truncated: string[] = []
 
@@ -65,6 +66,42 @@ export function redactSecrets(tree: JsonTree, { maxStringLength = 65_536 }: Reda
 
   return { tree: visit(tree, false), redacted, truncated }
 }
+
+/** Nearly every event is: to find nothing takes no places and no copies. Recursive, as the visit is. */
+function isClean(node: JsonTree, maxLength: number, isSensitive: boolean): boolean {
+  if (typeof node === 'string') {
+    return node === '' || (!isSensitive && node.length <= maxLength && redactText(node) === node)
+  }
+  if (Array.isArray(node)) {
+    for (const child of node) if (!isClean(child, maxLength, isSensitive)) return false
+    return true
+  }
+  if (!isJsonObject(node)) return true
+  for (const name of Object.keys(node)) {
+    const kind = kindOf(name)
+    if (kind === 'secret' || name.length > maxLength) return false
+    if (!isClean(node[name] as JsonTree, maxLength, isSensitive || kind === 'sensitive')) return false
+  }
+  return true
+}
+
+/** What redaction makes of a name: it holds a credential itself, what is below it is one, or neither. */
+type NameKind = 'secret' | 'sensitive' | 'plain'
+
+function kindOf(name: string): NameKind {
+  let kind = knownNames.get(name)
+  if (kind === undefined) {
+    kind = redactText(name) !== name ? 'secret' : isSensitiveName(name) ? 'sensitive' : 'plain'
+    // Emptied when it is full: whoever sends ever new names must not take the places of the usual ones for good.
+    if (knownNames.size >= MAX_KNOWN_NAMES) knownNames.clear()
+    if (name.length <= MAX_KNOWN_LENGTH) knownNames.set(name, kind)
+  }
+  return kind
+}
+
+const MAX_KNOWN_NAMES = 1000
+const MAX_KNOWN_LENGTH = 64
+const knownNames = new Map<string, NameKind>()
 
 // Each pattern begins with a fixed text and its repeated part stops at a character that the fixed text contains or
 // that cannot be repeated, so no stretch is read for two starts: linear for any input.

@@ -33,17 +33,6 @@ export function isSecretGroup(name: string): boolean {
  * configuration, headers (`Set-Cookie`, `X-API-Key`) and the spellings of other programs (`apiKey`, `db-passwd`).
  */
 export function isSensitiveName(name: string): boolean {
-  let known = knownNames.get(name)
-  if (known === undefined) {
-    known = decide(name)
-    if (knownNames.size < 1000 && name.length <= 64) knownNames.set(name, known)
-  }
-  return known
-}
-
-const knownNames = new Map<string, boolean>()
-
-function decide(name: string): boolean {
   const plain = withoutSeparators(name.toLowerCase())
   return SENSITIVE_ENDINGS.some((ending) => plain.endsWith(ending))
 }

@@ -106,7 +106,7 @@ async function fillTables(who: Caller): Promise<void> {
       event(who, 'config.put'),
     ),
   )
-  const sent = {
+  const columns = {
     eventId: randomUUID(),
     bodyHash: 'hash',
     occurredAt: new Date().toISOString(),
@@ -117,9 +117,8 @@ async function fillTables(who: Caller): Promise<void> {
     sessionId: null,
     requestId: null,
     traceId: null,
-    event: '{}',
   }
-  await asCaller(db, who, appendEvents(who, [sent]))
+  await asCaller(db, who, appendEvents(who, [{ columns, text: '{}' }]))
   await superuser.query(
     `insert into auth_oauth_tokens (user_id, provider, access_token) values ($1, 'github', 'secret')`,
     [userId],

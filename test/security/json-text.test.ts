@@ -124,6 +124,101 @@ describe('numbers', () => {
   })
 })
 
+/** All that makes a quick way give up: escapes of every kind, names that objects list first, refused names. */
+const awkward = fc.constantFrom(
+  ...['a', 'b', '10', '9', '__proto__', 'constructor', 'toJSON', 'é', '\u2028', '"', '\\', '\n', '\u007f'],
+  ...['\\u0000', '\ud83d\ude00', '\ufb33'],
+)
+const awkwardText = fc.oneof(awkward, fc.string({ unit: awkward, maxLength: 4 }))
+const awkwardNumber = fc.oneof(
+  fc.constantFrom('0', '-0', '1e21', '999999999999999', '9007199254740993', '0.1', '-1', '100', '1e-7'),
+  numberToken,
+)
+const spell = (text: string) =>
+  fc.constantFrom(
+    JSON.stringify(text),
+    `"${Array.from(text, (_, at) => `\\u${text.charCodeAt(at).toString(16).padStart(4, '0')}`).join('')}"`,
+  )
+const { json: awkwardJson } = fc.letrec<{ json: string }>((tie) => ({
+  json: fc.oneof(
+    { depthSize: 'small', withCrossShrink: true },
+    awkwardNumber,
+    awkwardText.chain(spell),
+    fc.constantFrom('null', 'true', '"\\u0000"', '"\\ud800"', '"\\/"'),
+    fc.array(tie('json')).map((items) => `[${items.join(',')}]`),
+    fc
+      .array(fc.tuple(awkwardText.chain(spell), tie('json')))
+      .map((members) => `{${members.map((member) => member.join(':')).join(',')}}`),
+  ),
+}))
+
+/** The tree, or what it was refused for. */
+function outcome(text: string, read: (text: string) => JsonTree): unknown {
+  try {
+    return read(text)
+  } catch (error) {
+    return (error as AppError).errors ?? error
+  }
+}
+
+/** Canonical JSON by its definition, one value at a time. */
+function slowCanonical(tree: JsonTree): string {
+  if (Array.isArray(tree)) return `[${tree.map(slowCanonical).join(',')}]`
+  if (!isJsonObject(tree)) return isJsonNumber(tree) ? String(tree) : JSON.stringify(tree)
+  const members = Object.keys(tree).toSorted()
+  return `{${members.map((key) => `${JSON.stringify(key)}:${slowCanonical(tree[key] as JsonTree)}`).join(',')}}`
+}
+
+describe('the quick ways', () => {
+  // In a list with `1.0` the same text goes the slow way: numbers must keep their spelling.
+  const slowly =
+    (read: (text: string) => JsonTree) =>
+    (text: string): JsonTree => {
+      const [tree] = read(`[${text},1.0]`) as JsonTree[]
+      return tree as JsonTree
+    }
+
+  test('read and refuse the same, at the same place, as those that keep numbers', () => {
+    fc.assert(
+      fc.property(awkwardJson, (text) => {
+        const inList = outcome(`[${text}]`, (list) => (parseJson(list) as JsonTree[])[0] as JsonTree)
+        expect(inList).toEqual(outcome(text, slowly(parseJson)))
+        const replaced = outcome(`[${text}]`, (list) => parseJsonReplacing(list) as unknown as JsonTree)
+        const slow = outcome(`[${text},1.0]`, (list) => parseJsonReplacing(list) as unknown as JsonTree)
+        if ('tree' in (slow as object)) (slow as { tree: JsonTree[] }).tree.pop()
+        expect(replaced).toEqual(slow)
+      }),
+      { numRuns: 2_000 },
+    )
+  })
+
+  test('write the same as value by value, in and out of order', () => {
+    fc.assert(
+      fc.property(awkwardJson, (text) => {
+        fc.pre(!/__proto__|constructor/.test(JSON.stringify(JSON.parse(text))))
+        const { tree } = parseJsonReplacing(text)
+        expect(canonicalJson(tree)).toBe(slowCanonical(tree))
+        expect(canonicalJson(reversed(tree))).toBe(slowCanonical(tree))
+        expect(stringifyJson([tree, new LosslessNumber('1.0')])).toBe(`[${stringifyJson(tree)},1.0]`)
+      }),
+      { numRuns: 1_000 },
+    )
+  })
+
+  test('change nothing in the tree they write', () => {
+    const tree = { a: [{ c: 1, b: 2 }, 3], d: { f: { h: 1, g: [] }, e: 4 } }
+    const before = stringifyJson(tree)
+    canonicalJson(tree)
+    expect(stringifyJson(tree)).toBe(before)
+  })
+
+  test('an own member __proto__ is written, in order and out of it', () => {
+    for (const text of ['{"__proto__":{"b":1,"a":2}}', '{"b":1,"__proto__":{"x":1},"a":2}']) {
+      expect(canonicalJson(JSON.parse(text) as JsonTree)).toBe(slowCanonical(JSON.parse(text) as JsonTree))
+    }
+  })
+})
+
 describe('what a body may be', () => {
   test('malformed or empty JSON is 400, without a piece of the body in the message', () => {
     const canary = 'hunter2'

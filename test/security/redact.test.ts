@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { parseJson, stringifyJson } from '../../src/security/json-text.js'
+import type { JsonTree } from '../../src/security/json-tree.js'
 import { REDACTED, redactSecrets, redactText } from '../../src/security/redact.js'
 import { createToken } from '../../src/security/tokens.js'
 import { SETTINGS_SECRETS, settingsDocument } from '../settings-document.js'
@@ -22,6 +23,14 @@ describe('redaction by name', () => {
         [name]: { deep: [REDACTED, '', 1] },
       })
       expect(redacted).toEqual([`/a/0/${name}`, `/${name}/deep/0`])
+    }
+  })
+
+  test('what is far below a sensitive name goes, with nothing else in the tree to redact', () => {
+    for (const below of ['x', ['x'], { a: 'x' }, { a: [{ b: { c: 'x' } }] }]) {
+      const { tree, redacted } = redactSecrets({ token: below, n: 1 })
+      expect(JSON.stringify(tree)).not.toContain('"x"')
+      expect(redacted).toHaveLength(1)
     }
   })
 
@@ -100,6 +109,48 @@ describe('redaction by form', () => {
       }),
       { numRuns: 1_000 },
     )
+  })
+
+  test('a tree that is passed over at a glance is one that the whole way leaves as it is', () => {
+    const text = fc.oneof(
+      fc.constantFrom('Bearer abc', 'pwd=x', 'https://h/x', '://u:p@h', `gzs_${'k'.repeat(43)}`, '', 'fine'),
+      fc.string({ maxLength: 30 }),
+    )
+    const name = fc.oneof(
+      fc.constantFrom('a', 'b', 'Set-Cookie', 'apiKey', 'pwd=x', `gzk_${'k'.repeat(43)}`),
+      fc.string({ maxLength: 12 }),
+    )
+    const { tree } = fc.letrec<{ tree: JsonTree }>((tie) => ({
+      tree: fc.oneof(
+        { depthSize: 'small' },
+        text,
+        fc.constantFrom(1, true, null),
+        fc.array(tie('tree')),
+        fc.dictionary(name, tie('tree')),
+      ),
+    }))
+    fc.assert(
+      fc.property(tree, fc.constantFrom(8, 20, 65_536), (given, maxStringLength) => {
+        const alone = redactSecrets(given, { maxStringLength })
+        // Beside something to redact nothing is passed over.
+        const beside = redactSecrets([given, 'Bearer x'], { maxStringLength })
+        expect((beside.tree as JsonTree[])[0]).toEqual(alone.tree)
+        const places = (all: string[]) =>
+          all.filter((place) => place.startsWith('/0')).map((place) => place.slice(2))
+        expect(places(beside.redacted)).toEqual(alone.redacted)
+        expect(places(beside.truncated)).toEqual(alone.truncated)
+        if (alone.redacted.length + alone.truncated.length === 0) expect(alone.tree).toBe(given)
+      }),
+      { numRuns: 2_000 },
+    )
+  })
+
+  test('a thousand other names do not make it forget which ones are sensitive', () => {
+    for (let n = 0; n < 2_500; n += 1) {
+      expect(redactSecrets({ [`n${n}`]: 'x' }).redacted).toEqual([])
+      expect(redactSecrets({ [`n${n}_token`]: 'x' }).redacted).toHaveLength(1)
+      expect(redactSecrets({ [`n${n}_token`]: 'x', token: 'y', other: 'z' }).redacted).toHaveLength(2)
+    }
   })
 
   test('what was redacted once is left as it is the second time', () => {
