@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import { type AddressInfo, type Server, type Socket, connect, createServer } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { FrontendReader, answersComplete } from './proxy-messages.js'
 
 interface Pair {
@@ -26,6 +27,8 @@ export class Proxy {
   #port = 0
   #mode: Mode = 'pass'
   latencyMs = 0
+  /** By the socket they go to: the last of the packets that are still under way. */
+  readonly #waiting = new Map<Socket, Promise<void>>()
   /** Bytes a packet; 0 leaves them as they are. */
   sliceBytes = 0
   /** So many of the next commits are done by the server and never acknowledged, or never reach it. */
@@ -154,10 +157,15 @@ export class Proxy {
 
   #pass(to: Socket, chunk: Buffer): void {
     if (this.#mode === 'black_hole' || this.#mode === 'silent') return
-    if (this.latencyMs > 0) {
-      this.hits += 1
-      setTimeout(() => this.#write(to, chunk), this.latencyMs)
-    } else this.#write(to, chunk)
+    const waiting = this.#waiting.get(to)
+    if (this.latencyMs === 0 && waiting === undefined) return this.#write(to, chunk)
+    this.hits += 1
+    // Behind what is still under way: no network hands on a connection's bytes in another order.
+    const written = Promise.all([waiting, sleep(this.latencyMs)]).then(() => {
+      this.#write(to, chunk)
+      if (this.#waiting.get(to) === written) this.#waiting.delete(to)
+    })
+    this.#waiting.set(to, written)
   }
 
   #write(to: Socket, chunk: Buffer): void {

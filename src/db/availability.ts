@@ -91,6 +91,14 @@ export class Availability {
     this.#lastAnswerMs = performance.now()
   }
 
+  /**
+   * A flight that could only not write has read who asks: a call that succeeded. Or every change would be a failure
+   * and nothing else, and a full disk would take the reads away that it leaves.
+   */
+  couldRead(): void {
+    if (this.breaker.snapshot().state === 'closed') this.breaker.admit('no_probe').settle('success')
+  }
+
   failed(name: FailureClass): void {
     this.#lastError = { class: name, atMs: performance.now() }
   }

@@ -95,8 +95,11 @@ export class GuardedPool implements ConnectionSource {
     const connection = new GuardedConnection(client, this.#options, {
       answered: () => this.#availability.answered(),
       failed: (name, outcome) => {
+        const { evictIdle, writesOnly } = meaningOf(name)
         this.#availability.failed(name)
-        if (outcome !== 'ignored' && meaningOf(name).evictIdle === true) this.evictIdle()
+        if (outcome === 'ignored') return
+        if (evictIdle === true) this.evictIdle()
+        if (writesOnly === true) this.#availability.couldRead()
       },
       released: (outcome) => {
         this.#checkedOut.delete(connection)

@@ -9,8 +9,10 @@ import { classify, classifyConnect, meaningOf, outcomeOf } from './pg-errors.js'
 import { isExpired } from './pool.js'
 import type { Result } from './source.js'
 
-/** Flights on one lane at a time; whoever finds all lanes full goes to the pool, and waits there. */
-const MAX_IN_FLIGHT = 64
+/** Flights on one lane at a time: each may meet a lock, and holds up those behind it. */
+const MAX_IN_FLIGHT = 16
+/** A lane that has been silent for so long with something in flight gets nothing more for now. */
+const HELD_UP_MS = 100
 /** A flight that carries more holds up those behind it: the pool takes it. In characters of its parameters. */
 const MAX_CHARACTERS = 64 * 1024
 /** How long beyond its statement_timeout a lane may be silent while something is in flight on it. */
@@ -92,6 +94,10 @@ class Lane {
     })
   }
 
+  isHeldUp(now: number): boolean {
+    return this.inFlight > 0 && now - this.movedAtMs > HELD_UP_MS
+  }
+
   /** Ends when what is in flight has landed. */
   retire(): void {
     if (this.#retired) return
@@ -150,14 +156,16 @@ export class Lanes {
     this.#onSuspect = listener
   }
 
-  /** The least loaded lane with room; undefined when there is none, or the flight is none for a lane. */
+  /** The least loaded lane with room that moves; undefined when there is none, or the flight is none for a lane. */
   pick(statements: readonly Statement[]): Lane | undefined {
     if (this.#ending || characters(statements) > MAX_CHARACTERS) return undefined
+    const now = performance.now()
     let best: Lane | undefined
     for (const slot of this.#slots) {
       if (slot.lane !== undefined && isExpired(slot.lane.client)) this.#retire(slot.lane)
       if (slot.lane === undefined) void this.#connect(slot)
-      else if (slot.lane.inFlight < (best?.inFlight ?? MAX_IN_FLIGHT)) best = slot.lane
+      else if (slot.lane.inFlight < (best?.inFlight ?? MAX_IN_FLIGHT) && !slot.lane.isHeldUp(now))
+        best = slot.lane
     }
     return best
   }
@@ -179,13 +187,14 @@ export class Lanes {
       },
       (error: unknown) => {
         const name = classify(error)
-        const { destroy, evictIdle } = meaningOf(name)
+        const { destroy, evictIdle, writesOnly } = meaningOf(name)
         const outcome = outcomeOf(name, writes)
         if (error instanceof DatabaseError) this.#availability.answered()
         this.#availability.failed(name)
         permit.settle(outcome)
         if (destroy) this.#retire(lane)
         if (evictIdle === true && outcome !== 'ignored') this.#onSuspect()
+        if (writesOnly === true && outcome !== 'ignored') this.#availability.couldRead()
         throw error
       },
     )

@@ -98,7 +98,7 @@ export function createPool(settings: PoolSettings): Pool {
 }
 
 /** What only a lane's connection is: many callers' statements under way at once. */
-const LANE_LOCK_MS = 150
+const LANE_LOCK_MS = 100
 
 /** A lane's limits: it must not hold up the many behind it, and what it stops is done once more on the pool. */
 export function laneBudgets(budgets: Budgets): Budgets {

@@ -46,7 +46,7 @@ describe('F14: other clients take every connection the server has', () => {
     const { password } = await createLogin({ connectionString: cluster.url() }, name, 6000)
     const url = new URL(cluster.url(await cluster.database()))
     Object.assign(url, { username: name, password })
-    const service = await new Service(url.href).started()
+    const service = await new Service(url.href, { DATABASE_LANES: '0' }).started()
     const token = await service.login()
     const burst = () =>
       Promise.all(Array.from({ length: 20 }, () => service.request('GET', '/v1/auth/session', { token })))
@@ -97,6 +97,7 @@ describe('F15: all connections of the pool wait for a lock', () => {
       // Above what is waited for a connection, and below what counts as slow, as it is by default.
       DATABASE_LOCK_MS: '900',
       DATABASE_POOL_SIZE: '4',
+      DATABASE_LANES: '0',
     }).started()
     const token = await service.login()
     const created = await service.request('PUT', '/v1/config/global/held', {

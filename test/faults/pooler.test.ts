@@ -103,13 +103,14 @@ describe('F29: PgBouncer in transaction mode stands between', () => {
     }
     await onStage(limits, async ({ database, proxy, service }) => {
       const token = await service.login()
-      const change = (method: string, header: string, body?: unknown) =>
-        service.request(method, '/v1/config/global/late', { token, body, headers: { [header]: '*' } })
+      const change = (method: string, header: string, body?: unknown, by = token) =>
+        service.request(method, '/v1/config/global/late', { token: by, body, headers: { [header]: '*' } })
       expect((await change('PUT', 'if-none-match', { value: 1 })).status).toBe(201)
       const holder = await lockOf(database)
-      // The session check takes so much of the request's time that its deadline comes before the statement's own.
+      // Its first request: the session check takes so much of the request's time that its deadline comes before the statement's own.
+      const fresh = await service.login()
       proxy.latencyMs = 500
-      const answer = change('DELETE', 'if-match')
+      const answer = change('DELETE', 'if-match', undefined, fresh)
       await eventually(
         'the change waits for the lock',
         async () => (await waiting(database)) === 1 || undefined,

@@ -121,13 +121,13 @@ describe('lanes', () => {
     expect(lanes.has(small?.pid ?? 0)).toBe(true)
   })
 
-  it('hold at most 64 flights each; whoever comes then goes to the pool, and waits there', async () => {
+  it('hold at most 16 flights each; whoever comes then goes to the pool, and waits there', async () => {
     const { pool, db } = await open({ lanes: 1, size: 1, budgets: { ...budgetsFor(60_000), acquireMs: 300 } })
-    const slow = Array.from({ length: 67 }, () => codeOf(asApp(db, reading(db, 0.05))))
-    await expect.poll(() => [pool.health().lanes?.inFlight, pool.health().pool.waiting]).toEqual([64, 2])
+    const slow = Array.from({ length: 19 }, () => codeOf(asApp(db, reading(db, 0.05))))
+    await expect.poll(() => [pool.health().lanes?.inFlight, pool.health().pool.waiting]).toEqual([16, 2])
     expect(pool.health().pool.total).toBe(1)
     expect(new Set(await Promise.all(slow))).toEqual(new Set(['done']))
-    const long = Array.from({ length: 64 }, () => asApp(db, reading(db, 0.02)))
+    const long = Array.from({ length: 16 }, () => asApp(db, reading(db, 0.02)))
     const holder = await pool.connect()
     expect(await codeOf(asApp(db, reading(db)))).toBe('pool_exhausted')
     holder.release()
@@ -291,7 +291,7 @@ describe('a lane', () => {
       raw(`select current_user as name, current_setting('statement_timeout') as statement,
         current_setting('lock_timeout') as lock`),
     )
-    expect(row).toEqual({ name: 'gary_app', statement: '1667ms', lock: '150ms' })
+    expect(row).toEqual({ name: 'gary_app', statement: '1667ms', lock: '100ms' })
   })
 
   it('carries every caller in its own name, and none beyond its flight', async () => {
