@@ -1,4 +1,4 @@
-// npm run test:mutations: takes away each guard that resilience and taking over the older tables rest on, one at a time and in a copy of the
+// npm run test:mutations: takes away each guard that resilience, shared connections and taking over the older tables rest on, one at a time and in a copy of the
 // project, and shows that a test fails without it. Prints a table; exits with 1 when a guard is missed by no test.
 import { spawnSync } from 'node:child_process'
 import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -12,6 +12,8 @@ const POOL = 'src/db/guarded-pool.ts'
 const IDEMPOTENCY = 'src/routes/idempotency.ts'
 const CONNECTION = 'src/db/guarded-connection.ts'
 const DRIVER = 'src/db/database.ts'
+const FLIGHT = 'src/db/flight.ts'
+const CALLER = 'src/db/as-caller.ts'
 const ADOPT = 'src/db/adopt.ts'
 const OLDER = 'src/db/older-tables.ts'
 const FINISH = 'src/db/adopt-finish.ts'
@@ -258,7 +260,7 @@ const GUARDS = [
   },
   {
     guard: 'a read is answered though its last use cannot be written',
-    file: 'src/routes/caller.ts',
+    file: 'src/routes/identify.ts',
     take: 'await touch.catch(',
     leave: 'await touch.finally(() => undefined).then(',
     test: 'postgres/last-use',
@@ -529,6 +531,69 @@ const GUARDS = [
     leave: '',
     test: 'postgres/adopt',
   },
+  {
+    guard: 'who asks goes ahead of what is asked',
+    file: DRIVER,
+    take: 'const statements = [...ahead, ...identity, statement]',
+    leave: 'const statements = [...ahead, statement, ...identity]',
+    test: 'faults/isolation',
+  },
+  {
+    guard: 'who asks is forgotten at the end of the flight',
+    file: CALLER,
+    take: "set_config('role', $1, true)",
+    leave: "set_config('role', $1, false)",
+    test: 'faults/isolation',
+  },
+  {
+    guard: 'a claim holds only while the database says so',
+    file: CALLER,
+    take: 'case when exists (${CONDITIONS[claim.kind]})',
+    leave: 'case when true or exists (${CONDITIONS[claim.kind]})',
+    test: 'faults/isolation',
+  },
+  {
+    guard: 'what a lane stops is done on the pool',
+    file: POOL,
+    take: 'if (error instanceof AppError || !HELD_UP.has(classify(error))) throw error',
+    leave: 'throw error',
+    test: 'faults/isolation',
+  },
+  {
+    guard: 'a write that is not waited for is no refusal',
+    file: 'src/db/lanes.ts',
+    take: 'if (!writes) reject(notWaitedFor(end))',
+    leave: 'if (end !== undefined) reject(notWaitedFor(end))',
+    test: 'faults/isolation',
+  },
+  {
+    guard: 'a name that another flight is preparing is not relied on',
+    file: FLIGHT,
+    take: 'if (known !== undefined && (known.flight === undefined || known.flight === this)) return known',
+    leave: 'if (known !== undefined) return known',
+    test: 'flight/flight',
+  },
+  {
+    guard: 'a Parse that failed or was skipped is not waited for',
+    file: FLIGHT,
+    take: 'while (unanswered[0]?.flight === this) {',
+    leave: 'while (unanswered.length < 0) {',
+    test: 'flight/flight',
+  },
+  {
+    guard: 'a name that the server has not taken is forgotten',
+    file: FLIGHT,
+    take: 'if (byName.get(parse.name) === parse) byName.delete(parse.name)',
+    leave: 'void parse',
+    test: 'flight/flight',
+  },
+  {
+    guard: 'rows of the statements ahead are not told',
+    file: FLIGHT,
+    take: 'if (this.#ahead === 0) super.handleDataRow(message)',
+    leave: 'super.handleDataRow(message)',
+    test: 'flight/flight',
+  },
 ]
 
 const only = process.argv[2]
@@ -578,7 +643,12 @@ function failingTest(test) {
     '--reporter=json',
     `--outputFile=${report}`,
   ]
-  const { status } = spawnSync('npx', args, { cwd: copy, encoding: 'utf8', timeout: 300_000 })
+  const { status } = spawnSync('npx', args, {
+    cwd: copy,
+    encoding: 'utf8',
+    timeout: 300_000,
+    env: { ...process.env, ISOLATION_SECONDS: '8' },
+  })
   if (status === 0) return 'NONE'
   const { testResults, numTotalTests, numFailedTests } = JSON.parse(readFileSync(report, 'utf8'))
   if (numTotalTests === 0) throw new Error('without the guard nothing runs at all: that shows nothing')
