@@ -2,21 +2,21 @@
 // request when nobody has to find out who asks. Requests are those of bare.mjs.
 import { randomUUID } from 'node:crypto'
 import { createAdaptorServer } from '@hono/node-server'
-import { stringify } from 'csv-stringify/sync'
 import { Hono } from 'hono'
 import { CompiledQuery } from 'kysely'
 import { asCaller } from '../dist/db/as-caller.js'
-import { appendEvents, eventsPage } from '../dist/db/audit-events.js'
+import { appendEvents, eventsIn, eventsPage } from '../dist/db/audit-events.js'
 import { NO_REQUEST } from '../dist/db/audit.js'
 import { entryAt, writeEntry } from '../dist/db/config.js'
 import { connectionConfig } from '../dist/db/connection.js'
 import { createDatabase } from '../dist/db/database.js'
 import { createPostgresSources } from '../dist/db/postgres-source.js'
+import { COPY_HEAD, COPY_TAIL } from '../dist/db/reports/catalog.js'
 import { streamAsCaller } from '../dist/db/transaction.js'
 import { readEnv } from '../dist/env.js'
 import { limitsOf, streamBudgets } from '../dist/limits.js'
 import { EXPORTED } from './data.mjs'
-import { entryOf, pageOf, stored } from './shapes.mjs'
+import { entryOf, stored } from './shapes.mjs'
 
 const env = readEnv(process.env)
 const limits = limitsOf(env)
@@ -97,28 +97,36 @@ app.put('/config/:key', async (c) => {
 })
 app.post('/events', async (c) => {
   const body = await c.req.json()
-  const events = (Array.isArray(body) ? body : [body]).map(stored)
+  const events = (Array.isArray(body) ? body : [body]).map((each) => {
+    const { event, ...columns } = stored(each)
+    return { columns, text: event }
+  })
   const fresh = await asCaller(db, caller, appendEvents(caller, events))
   return c.body(JSON.stringify({ accepted: fresh.length }), 200, json)
 })
 app.get('/page', async (c) => {
-  const { at: receivedAt = '', id } = c.req.query()
-  const rows = await asCaller(db, caller, eventsPage(db, {}, 51, { receivedAt, id: Number(id) }))
-  return c.body(pageOf(rows), 200, json)
+  const { at: afterReceivedAt = '', id } = c.req.query()
+  const asked = { limit: 51, afterReceivedAt, afterId: Number(id) }
+  const [row] = await asCaller(db, caller, eventsPage(db, asked))
+  const events = eventsIn(row?.events ?? '')
+  const items = events.slice(0, 50).map(eventJson)
+  const last = events[49]
+  return c.body(
+    `{"items":[${items.join(',')}],"next":${JSON.stringify([last?.received_at, last?.id])}}`,
+    200,
+    json,
+  )
 })
 app.get('/csv', (c) => {
-  const batches = streamAsCaller(streams, caller, CompiledQuery.raw(EXPORTED))
-  const encoder = new TextEncoder()
-  let isFirst = true
+  const pieces = streamAsCaller(streams, caller, CompiledQuery.raw(`${COPY_HEAD}${EXPORTED}${COPY_TAIL}`))
   const body = new ReadableStream(
     {
       async pull(controller) {
-        const { value: rows, done } = await batches.next()
+        const { value, done } = await pieces.next()
         if (done === true) return controller.close()
-        controller.enqueue(encoder.encode(stringify(rows, { header: isFirst, escape_formulas: true })))
-        isFirst = false
+        for (const piece of value) controller.enqueue(piece)
       },
-      cancel: async () => void (await batches.return(undefined)),
+      cancel: async () => void (await pieces.return(undefined)),
     },
     { highWaterMark: 0 },
   )
@@ -127,3 +135,13 @@ app.get('/csv', (c) => {
 
 createAdaptorServer({ fetch: app.fetch }).listen(env.PORT, '127.0.0.1')
 process.on('SIGTERM', () => process.exit(0))
+
+/** As the service's own route. @param {ReturnType<typeof eventsIn>[number]} row */
+function eventJson({ event, ...row }) {
+  return (
+    `${event.slice(0, -1)},"id":${row.id},"received_at":"${row.received_at}","source":${row.source},` +
+    `"actor":{"type":${row.actor_type},"id":${row.actor_id},"name":${row.actor_name}},` +
+    `"on_behalf_of":${row.on_behalf_of},"action":${row.action},"target":${row.target},` +
+    `"timestamp_iso":"${row.occurred_at}"}`
+  )
+}

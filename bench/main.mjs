@@ -22,7 +22,7 @@ import { printProfiles } from './profile.mjs'
 import { printReport } from './report.mjs'
 import { startServer } from './servers.mjs'
 import { median } from './statistics.mjs'
-import { EXPORT_PATH, READINGS, serverOf, worksFor } from './works.mjs'
+import { READINGS, serverOf, worksFor } from './works.mjs'
 
 const EVENTS = Number(process.env['BENCH_EVENTS'] || 1_000_000)
 const SECONDS = Number(process.env['BENCH_SECONDS'] || 3)
@@ -69,12 +69,10 @@ async function bench(db) {
   const owner = { AUTH_LOGIN: USERNAME, AUTH_PASSWORD: PASSWORD }
   const service = await startServer('service', db, { env: owner })
   const token = await prepareEntries(service.port)
-  const exportsCsv = await answers(`http://127.0.0.1:${service.port}${EXPORT_PATH}`, token)
   await end(service.child)
   progress(`filling ${EVENTS} events`)
   const positions = await fillEvents(db.url, EVENTS)
   const works = worksFor({ token, positions }).filter(({ id }) => ONLY.length === 0 || ONLY.includes(id))
-  if (!exportsCsv) for (const work of works) if (work.isStream) delete work.requests.service
   if (PROFILED !== '')
     return await printProfiles(db, works, PROFILED === '1' ? 'service' : PROFILED, SECONDS, say)
 
@@ -149,13 +147,6 @@ async function prepareEntries(port) {
     if (put.status !== 201) throw new Error(`PUT: ${put.status} ${await put.text()}`)
   }
   return token
-}
-
-/** @param {string} url @param {string} token */
-async function answers(url, token) {
-  const response = await fetch(url, { headers: { authorization: `Bearer ${token}` } })
-  await response.arrayBuffer()
-  return response.status === 200
 }
 
 /** @param {NonNullable<typeof database>} db @param {string[]} names */
