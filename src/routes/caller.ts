@@ -69,7 +69,8 @@ function claimRecent(
 ): Claim | undefined {
   const recent = recentCallers.get(recentKey(credential))
   if (recent === undefined || refusal(access, recent.caller) !== null) return undefined
-  const claim = { ...recent.claim }
+  const { kind, values } = recent.claim
+  const claim: Claim = { isConfirmed: false, kind, values }
   c.set('caller', { ...recent.caller, deadline: c.get('deadline'), claim })
   return claim
 }

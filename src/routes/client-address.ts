@@ -21,7 +21,9 @@ export function clientAddress(c: Context<AppEnv>, trusted: TrustedProxy): string
 
 /** Without a port, brackets or a zone, which is this machine's own affair; an IPv4 address that arrived on a dual-stack socket is an IPv4 address. */
 function asAddress(text: string | undefined): string | null {
-  if (isIP(text ?? '') === 4) return text ?? null
+  // As nearly all arrive: on an IPv4 or a dual-stack socket.
+  const mapped = text?.startsWith('::ffff:') === true ? text.slice(7) : text
+  if (mapped !== undefined && isIP(mapped) === 4) return mapped
   const bare = (text ?? '')
     .trim()
     .replace(/^\[(.*)\](:\d+)?$/, '$1')

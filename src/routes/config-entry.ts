@@ -84,11 +84,21 @@ export function entryResponse(
   value: string,
 ): never {
   c.header('etag', etag(entry.version))
-  const { value: _, owner, environment, ...rest } = entry
+  const { scope, key, version, secret_paths, tags, description, created_at, updated_at, updated_by } = entry
+  const owner = entry.owner === '' ? null : entry.owner
+  const environment = entry.environment === '' ? null : entry.environment
   const known = JSON.stringify({
-    ...rest,
-    owner: owner === '' ? null : owner,
-    environment: environment === '' ? null : environment,
+    scope,
+    key,
+    version,
+    secret_paths,
+    tags,
+    description,
+    created_at,
+    updated_at,
+    updated_by,
+    owner,
+    environment,
   })
   return jsonText(c, `${known.slice(0, -1)},"value":${value}}`, status)
 }

@@ -1,4 +1,4 @@
-import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
+import { createHash, hash, randomBytes, timingSafeEqual } from 'node:crypto'
 
 export type TokenPrefix = 'gzs_' | 'gzk_' | 'gzi_'
 
@@ -21,7 +21,7 @@ export function createPassword(): string {
  * 256 random bits cannot be guessed (OWASP Session Management Cheat Sheet asks for 64).
  */
 export function hashToken(token: string): string {
-  return createHash('sha256').update(token, 'utf8').digest('hex')
+  return hash('sha256', token, 'hex')
 }
 
 /** What a presented credential claims to be, by its exact form; null is refused before the database is asked. */
