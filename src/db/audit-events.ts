@@ -72,7 +72,7 @@ export function storedIds(
   return db
     .selectFrom('audit_event_ids')
     .select(['event_id', 'actor', 'body_hash'])
-    .where('event_id', 'in', eventIds)
+    .where('event_id', '=', sql<string>`any(cast(${[...eventIds]} as uuid[]))`)
 }
 
 /** An event's columns as JSON spells them; the times as RFC 3339, without quotes. */

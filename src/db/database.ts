@@ -34,8 +34,8 @@ export interface RequestQuery<R = unknown> extends CompiledQuery<R> {
   readonly withCommit?: true
 }
 
-/** A tenth of all statements may be sent a second time, and twenty at once after a loss that hits all connections. */
-const RETRY_BUDGET = { ratio: 0.1, burst: 20, attempts: 1 }
+/** A tenth of all statements may be sent a second time, and at once what a loss of all lanes and connections hits. */
+const RETRY_BUDGET = { ratio: 0.1, burst: 80, attempts: 1 }
 
 /** Kysely over a source of connections; `destroy` is the source's own end, not Kysely's. */
 export function createDatabase(source: Source): Db {
@@ -198,20 +198,23 @@ class SourceDatabaseConnection implements DatabaseConnection {
     open: boolean,
     attempt: (sent: Statement[]) => Promise<Result>,
   ): Promise<Result> {
-    let sent = statements
     let failed = false
     return await this.#retry.run(
       async () => {
         if (failed) this.#giveBack()
-        return await attempt(sent)
+        try {
+          return await attempt(statements)
+        } catch (error) {
+          // Not of the budget: without names it cannot come again, and a new schema hits everyone at once.
+          if (classify(error) !== 'plan_gone' || this.#inTransaction) throw error
+          return await attempt(statements.map((statement) => ({ ...statement, name: undefined })))
+        }
       },
       (error) => {
         const failure = classify(error)
-        const planGone = failure === 'plan_gone' && !this.#inTransaction
-        if (planGone) sent = statements.map((statement) => ({ ...statement, name: undefined }))
         // An AppError was no statement's: there was no connection to send it on.
         failed = !(error instanceof AppError) && (failure === 'lost' || failure === 'restarting')
-        return planGone || (failed && (!open || wasNeverSent(error)))
+        return failed && (!open || wasNeverSent(error))
       },
     )
   }
@@ -255,13 +258,13 @@ class SourceDatabaseConnection implements DatabaseConnection {
       this.#broken = meaningOf(name).destroy
       throw toAppError(error, name, 'open')
     }
-    this.#confirm()
     this.#inTransaction = false
     if (result.command === 'ROLLBACK') {
       throw new AppError('internal', 'The request failed.', {
         cause: new Error('COMMIT answered ROLLBACK: a failed statement was swallowed inside the transaction'),
       })
     }
+    this.#confirm()
   }
 
   /**

@@ -5,7 +5,7 @@ import type { Availability } from './availability.js'
 import type { Deadline, DeadlineEnd } from './deadline.js'
 import { type Statement, fly } from './flight.js'
 import { notWaitedFor, unnamed } from './guarded-connection.js'
-import { classify, classifyConnect, meaningOf, outcomeOf } from './pg-errors.js'
+import { type FailureClass, classify, classifyConnect, meaningOf, outcomeOf } from './pg-errors.js'
 import { isExpired } from './pool.js'
 import type { Result } from './source.js'
 
@@ -30,6 +30,8 @@ export interface LaneSettings {
   slowMs: number
   prepare: boolean
   reconnectCapMs: number
+  /** The same where only an operator can help. */
+  misconfiguredCapMs: number
 }
 
 export interface LanesHealth {
@@ -39,6 +41,7 @@ export interface LanesHealth {
 }
 
 interface Socket {
+  bytesRead: number
   cork(): void
   uncork(): void
   destroy(error?: Error): void
@@ -50,6 +53,9 @@ class Lane {
   inFlight = 0
   /** When it last answered, or was idle. */
   movedAtMs = performance.now()
+  #bytesRead = 0
+  #looksSilent = false
+  #isLost = false
   #corked = false
   #retired = false
   #ended = false
@@ -94,8 +100,27 @@ class Lane {
     })
   }
 
+  /** True once. */
+  isLoss(): boolean {
+    const first = !this.#isLost
+    this.#isLost = true
+    return first
+  }
+
   isHeldUp(now: number): boolean {
     return this.inFlight > 0 && now - this.movedAtMs > HELD_UP_MS
+  }
+
+  /** True when nothing at all has come for so long, found twice: in between, what lies in the socket is read. */
+  isSilent(now: number, limitMs: number): boolean {
+    const { bytesRead } = this.#socket
+    if (bytesRead !== this.#bytesRead) {
+      this.#bytesRead = bytesRead
+      this.movedAtMs = now
+    }
+    const before = this.#looksSilent
+    this.#looksSilent = this.inFlight > 0 && now - this.movedAtMs >= limitMs
+    return this.#looksSilent && before
   }
 
   /** Ends when what is in flight has landed. */
@@ -117,6 +142,9 @@ class Lane {
   }
 }
 
+/** How long a statement that a lane has stopped for this goes to the pool at once. */
+const HOLDS_UP_MS: Partial<Record<FailureClass, number>> = { lock_timeout: 1000, statement_timeout: 60_000 }
+
 interface Slot {
   lane: Lane | undefined
   connecting: boolean
@@ -137,6 +165,9 @@ export class Lanes {
   /** Retired ones among them, until they have ended. */
   readonly #all = new Set<Lane>()
   #onSuspect: () => void = () => {}
+  /** Statements that a lane has stopped, by name, and until when they go to the pool at once. */
+  readonly #stopped = new Map<string, number>()
+  #generation = 0
   #watch: NodeJS.Timeout | undefined
   #ending = false
 
@@ -158,8 +189,9 @@ export class Lanes {
 
   /** The least loaded lane with room that moves; undefined when there is none, or the flight is none for a lane. */
   pick(statements: readonly Statement[]): Lane | undefined {
-    if (this.#ending || characters(statements) > MAX_CHARACTERS) return undefined
     const now = performance.now()
+    if (this.#ending || this.#wasStopped(statements, now) || characters(statements) > MAX_CHARACTERS)
+      return undefined
     let best: Lane | undefined
     for (const slot of this.#slots) {
       if (slot.lane !== undefined && isExpired(slot.lane.client)) this.#retire(slot.lane)
@@ -177,6 +209,7 @@ export class Lanes {
   async fly(lane: Lane, statements: readonly Statement[], deadline: Deadline | undefined): Promise<Result> {
     const writes = statements.some((statement) => statement.writes === true)
     const permit = this.#availability.breaker.admit('call')
+    const name = statements.at(-1)?.name
     const startedAt = performance.now()
     const sent = this.#settings.prepare ? statements : statements.map(unnamed)
     const landed = lane.fly(sent).then(
@@ -186,12 +219,17 @@ export class Lanes {
         return result
       },
       (error: unknown) => {
-        const name = classify(error)
-        const { destroy, evictIdle, writesOnly } = meaningOf(name)
-        const outcome = outcomeOf(name, writes)
+        const failure = classify(error)
+        const { destroy, evictIdle, writesOnly } = meaningOf(failure)
+        // A lane is one connection, and its loss one failure, however many flights it meets.
+        const isKnown = (failure === 'lost' || failure === 'restarting') && !lane.isLoss()
+        const outcome = isKnown ? 'ignored' : outcomeOf(failure, writes)
         if (error instanceof DatabaseError) this.#availability.answered()
-        this.#availability.failed(name)
+        this.#availability.failed(failure)
         permit.settle(outcome)
+        const holdsUpMs = HOLDS_UP_MS[failure]
+        if (name !== undefined && holdsUpMs !== undefined)
+          this.#stopped.set(name, performance.now() + holdsUpMs)
         if (destroy) this.#retire(lane)
         if (evictIdle === true && outcome !== 'ignored') this.#onSuspect()
         if (writesOnly === true && outcome !== 'ignored') this.#availability.couldRead()
@@ -201,9 +239,21 @@ export class Lanes {
     return deadline === undefined ? await landed : await untilEnd(landed, deadline, writes)
   }
 
+  #wasStopped(statements: readonly Statement[], now: number): boolean {
+    const name = statements.at(-1)?.name
+    if (name === undefined || this.#stopped.size === 0) return false
+    const until = this.#stopped.get(name)
+    if (until === undefined || until > now) return until !== undefined
+    this.#stopped.delete(name)
+    return false
+  }
+
+  /** While the circuit is open the reconnect loop alone looks for the database. */
   async #connect(slot: Slot): Promise<void> {
     if (slot.connecting || performance.now() < slot.notBeforeMs) return
+    if (this.#availability.breaker.snapshot().retryAfterMs !== null) return
     slot.connecting = true
+    const generation = this.#generation
     this.#watch ??= setInterval(() => this.#look(), WATCH_EVERY_MS).unref()
     try {
       const lane = new Lane(await this.#settings.connect())
@@ -214,12 +264,15 @@ export class Lanes {
       })
       lane.client.on('error', () => this.#forget(lane))
       slot.failures = 0
-      if (this.#ending) lane.retire()
+      if (this.#ending || generation !== this.#generation) lane.retire()
       else slot.lane = lane
     } catch (error) {
       // Nobody waits for it: the pool serves meanwhile, and tells its callers what is wrong.
-      this.#availability.failed(classifyConnect(error))
-      const wait = fullJitter(slot.failures, RECONNECT_BASE_MS, this.#settings.reconnectCapMs, Math.random)
+      const failure = classifyConnect(error)
+      const { reconnectCapMs, misconfiguredCapMs } = this.#settings
+      const capMs = meaningOf(failure).configuration === true ? misconfiguredCapMs : reconnectCapMs
+      this.#availability.failed(failure)
+      const wait = fullJitter(slot.failures, RECONNECT_BASE_MS, capMs, Math.random)
       slot.failures += 1
       slot.notBeforeMs = performance.now() + wait
     } finally {
@@ -240,7 +293,7 @@ export class Lanes {
   #look(): void {
     const limitMs = this.#settings.statementMs + STALL_GRACE_MS
     for (const lane of this.#all) {
-      if (lane.inFlight === 0 || performance.now() - lane.movedAtMs < limitMs) continue
+      if (!lane.isSilent(performance.now(), limitMs)) continue
       lane.cut()
       this.#onSuspect()
     }
@@ -248,6 +301,7 @@ export class Lanes {
 
   /** No lane that is there now is used again; what is in flight lands. */
   retireAll(): void {
+    this.#generation += 1
     for (const { lane } of this.#slots) if (lane !== undefined) this.#retire(lane)
   }
 
@@ -273,9 +327,13 @@ export class Lanes {
 
 function characters(statements: readonly Statement[]): number {
   let sum = 0
-  for (const { values } of statements)
-    for (const value of values) if (typeof value === 'string') sum += value.length
+  for (const { values } of statements) for (const value of values) sum += lengthOf(value)
   return sum
+}
+
+function lengthOf(value: unknown): number {
+  if (typeof value === 'string') return value.length
+  return Array.isArray(value) ? value.reduce<number>((sum, each) => sum + lengthOf(each), 0) : 0
 }
 
 function untilEnd(landed: Promise<Result>, deadline: Deadline, writes: boolean): Promise<Result> {

@@ -121,12 +121,13 @@ export async function connectLane(settings: PoolSettings): Promise<Client> {
     // Typed nowhere: @types/pg is behind.
     ...{ pipeline: true },
   })
+  // Before it connects: a server that goes down may say so in the moment in which it lets us in.
+  client.on('error', () => undefined)
   try {
     await client.connect()
     await checkIdentity(client, settings)
     return client
   } catch (error) {
-    client.on('error', () => undefined)
     void client.end().catch(() => undefined)
     throw error
   }

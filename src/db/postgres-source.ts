@@ -72,6 +72,7 @@ function createLanes(settings: PostgresSettings, availability: Availability): La
       slowMs: settings.slowMs,
       prepare: settings.prepare,
       reconnectCapMs: settings.reconnectCapMs,
+      misconfiguredCapMs: settings.misconfiguredCapMs,
     },
     availability,
   )

@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util'
 import type { Context, MiddlewareHandler } from 'hono'
 import type { Caller } from '../db/as-caller.js'
 import type { Claim } from '../db/claims.js'
-import { PASSING } from '../db/pg-errors.js'
+import { PASSING, classify } from '../db/pg-errors.js'
 import { AppError } from '../errors.js'
 import { ACCESS, type Access, type Operation } from './access.js'
 import type { AppEnv } from './context.js'
@@ -90,7 +90,8 @@ async function confirm(
   await identify(deps, c, credential)
   refuseUnless(access, c)
   if (claim !== undefined) claim.isConfirmed = true
-  if (isDeepStrictEqual(claimed, c.get('caller'))) return
+  // Refuted, and yet the same: what was changed makes no difference to the caller, but nothing was done.
+  if (isDeepStrictEqual(claimed, c.get('caller')) && classify(c.error) !== 'refuted') return
   throw new AppError('unavailable', 'Who you are was changed in this moment; nothing was done. Try again.', {
     retryAfterSeconds: 1,
   })

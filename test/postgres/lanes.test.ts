@@ -1,3 +1,5 @@
+import { once } from 'node:events'
+import { type AddressInfo, createServer } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Compilable, CompiledQuery, sql } from 'kysely'
 import pg from 'pg'
@@ -89,11 +91,11 @@ describe('lanes', () => {
     const { pool, db } = await open()
     const before = proxy.connections
     const answers = await Promise.all(
-      Array.from({ length: 100 }, (_, n) =>
+      Array.from({ length: 30 }, (_, n) =>
         asApp(db, raw('select $1::int as n, pg_backend_pid() as pid', [n])),
       ),
     )
-    expect(answers.map(([row]) => row?.['n'])).toEqual(Array.from({ length: 100 }, (_, n) => n))
+    expect(answers.map(([row]) => row?.['n'])).toEqual(Array.from({ length: 30 }, (_, n) => n))
     expect(new Set(answers.map(([row]) => row?.['pid'])).size).toBe(2)
     expect([proxy.connections, pool.health().pool.waiting]).toEqual([before, 0])
   })
@@ -180,13 +182,29 @@ describe('on a lane, a statement', () => {
   })
 
   it('that takes longer than a lane bears is done on the pool, once and not twice', async () => {
-    const { db } = await open({ lanes: 1, budgets: { ...budgetsFor(60_000), statementMs: 1000 } })
+    const { pool, db } = await open({ lanes: 1, budgets: { ...budgetsFor(60_000), statementMs: 1000 } })
     const lane = await laneOf(db)
     const slow = raw('insert into things values (2, pg_sleep(0.7)::text) returning pg_backend_pid() as pid')
     const [row] = await asApp(db, slow)
     expect(row?.['pid']).not.toBe(lane)
     expect(await stored()).toEqual([1, 2])
+    // Known by now: the next one holds up nobody on a lane.
+    const again = asApp(db, slow).catch(() => undefined)
+    await running('insert into things').toBe(1)
+    expect(pool.health().lanes?.inFlight).toBe(0)
+    await again
     expect(await codeOf(asApp(db, raw('select pg_sleep(1.5)')))).toBe('deadline_exceeded')
+  })
+
+  it('whose columns are others by now is met by nobody, however many send it at once', async () => {
+    const { db } = await open()
+    await superuser.query('create table shapes (a int); grant select on shapes to gary_app')
+    const read = () => asApp(db, raw('select a from shapes'))
+    await Promise.all(Array.from({ length: 30 }, read))
+    await superuser.query('alter table shapes alter a type text')
+    expect(await Promise.all(Array.from({ length: 200 }, () => codeOf(read())))).toEqual(
+      Array(200).fill('done'),
+    )
   })
 
   it('that reads is let go when its time is up; its neighbours on the lane are not, and nothing is cancelled', async () => {
@@ -232,19 +250,85 @@ describe('a lane that is lost', () => {
     expect(await stored()).toEqual([1])
   })
 
-  it('counts for the breaker, once for each flight on it; an open circuit refuses on lanes, too', async () => {
+  it('counts for the breaker once, however many were on it; an open circuit refuses on lanes, too', async () => {
     const { pool, db } = await open({ lanes: 1, breaker: { ...BREAKER, minCalls: 8 } })
     const lane = await laneOf(db)
-    const writes = Array.from({ length: 30 }, (_, n) => codeOf(asApp(db, writing(10 + n))))
+    const writes = Array.from({ length: 12 }, (_, n) => codeOf(asApp(db, writing(10 + n))))
     await running('insert into things').toBe(1)
     await proxy.become('reset')
     expect(new Set(await Promise.all(writes))).toEqual(new Set(['outcome_unknown']))
-    expect(pool.health().breaker?.state).toBe('open')
-    expect(await codeOf(asApp(db, reading(db)))).toBe('unavailable')
+    expect(pool.health().breaker).toMatchObject({ state: 'closed', failures: 1 })
     await proxy.become('pass')
+    pool.forceCircuit('open')
+    expect(await codeOf(asApp(db, reading(db)))).toBe('unavailable')
+    pool.forceCircuit('auto')
     await expect.poll(async () => await codeOf(asApp(db, reading(db))), { timeout: 5000 }).toBe('done')
     await expect.poll(async () => (await laneOf(db), pool.health().lanes?.ready)).toBe(1)
     expect(await laneOf(db)).not.toBe(lane)
+  })
+
+  it('is no outage: of a quiet service the circuit stays closed, and every read on it is answered', async () => {
+    const { pool, db } = await open({ breaker: { ...BREAKER, minCalls: 4 }, size: 4 })
+    const lane = await laneOf(db)
+    const reads = Array.from({ length: 30 }, () => codeOf(asApp(db, reading(db, 0.05))))
+    await running('pg_sleep').toBeGreaterThan(0)
+    await superuser.query('select pg_terminate_backend($1)', [lane])
+    expect(new Set(await Promise.all(reads))).toEqual(new Set(['done']))
+    expect(pool.health().breaker?.state).toBe('closed')
+  })
+
+  it('while it connects, by a server that lets it in and goes down at once, harms nobody', async () => {
+    const message = (type: string, body: string) => {
+      const head = Buffer.alloc(5)
+      head.write(type)
+      head.writeInt32BE(Buffer.byteLength(body) + 4, 1)
+      return Buffer.concat([head, Buffer.from(body)])
+    }
+    const server = createServer((client) => {
+      client.on('error', () => client.destroy())
+      const all = [
+        message('R', '\0\0\0\0'),
+        message('Z', 'I'),
+        message('E', 'SFATAL\0C57P01\0Mgoing down\0\0'),
+      ]
+      client.once('data', () => client.end(Buffer.concat(all)))
+    }).listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    const { port } = server.address() as AddressInfo
+    const pool = guardedPool(`postgres://x:y@127.0.0.1:${port}/x`, { lanes: 4 })
+    pools.push(pool)
+    expect(await codeOf(asApp(createDatabase(pool), reading(createDatabase(pool))))).toBe('unavailable')
+    await sleep(100)
+    server.close()
+  })
+
+  it('is not looked for while the circuit is open: a wrong password is tried by the reconnect loop alone', async () => {
+    let logins = 0
+    const server = createServer((client) => {
+      client.on('error', () => client.destroy())
+      client.once('data', () => {
+        logins += 1
+        client.end(Buffer.from('E\0\0\0\x1fSFATAL\0C28P01\0Mwrong password\0\0'))
+      })
+    }).listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    const { port } = server.address() as AddressInfo
+    const pool = guardedPool(`postgres://x:y@127.0.0.1:${port}/x`, {
+      lanes: 4,
+      breaker: { ...BREAKER, waitBaseMs: 30_000, waitCapMs: 30_000 },
+      misconfiguredCapMs: 30_000,
+    })
+    pools.push(pool)
+    const db = createDatabase(pool)
+    while (pool.health().breaker?.state !== 'open') await codeOf(asApp(db, reading(db)))
+    await sleep(300)
+    const before = logins
+    for (let n = 0; n < 40; n += 1) {
+      expect(await codeOf(asApp(db, reading(db)))).toBe('unavailable')
+      await sleep(25)
+    }
+    expect(logins - before).toBeLessThan(5)
+    server.close()
   })
 
   it('or silent: nobody waits for it longer than a statement may take, and what it held is suspect', async () => {

@@ -149,6 +149,17 @@ describe('an API key', () => {
     expect((await append({ token })).status).toBe(201)
   })
 
+  it('that means another by now, though its caller is the same, is told to try again and is not refused', async () => {
+    const { id } = await signedIn('admin')
+    const token = await service.keyOf(id, scopes)
+    const user = await signedIn('user')
+    const as = { token, headers: { 'x-on-behalf-of': String(user.id) } }
+    expect((await append(as)).status).toBe(201)
+    await sql(`update auth_users set role = 'auditor' where id = ${user.id}`)
+    expect((await append(as)).status).toBe(503)
+    expect((await append(as)).status).toBe(201)
+  })
+
   it('does not let a session act on behalf of anybody', async () => {
     const { id, token } = await signedIn('admin')
     expect((await append({ token })).status).toBe(201)
