@@ -114,7 +114,7 @@ const GUARDS = [
   {
     guard: 'a read-only server evicts the idle',
     file: POOL,
-    take: "if (outcome !== 'ignored' && meaningOf(name).evictIdle === true) this.evictIdle()",
+    take: 'if (evictIdle === true) this.evictIdle()\n',
     leave: '',
     test: 'postgres/circuit',
   },
@@ -149,7 +149,7 @@ const GUARDS = [
   {
     guard: 'a write is not sent twice',
     file: DRIVER,
-    take: '(failed && (!open || wasNeverSent(error)))',
+    take: 'failed && (!open || wasNeverSent(error))',
     leave: 'failed',
     test: 'postgres/guarded-pool',
   },
@@ -275,7 +275,7 @@ const GUARDS = [
   {
     guard: 'a deadline stands still while the body arrives',
     file: 'src/routes/validate.ts',
-    take: 'c.var.deadlineTimer.stop()',
+    take: "c.get('deadlineTimer').stop()",
     leave: '',
     test: 'deadline-timer',
   },
