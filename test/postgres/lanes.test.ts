@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { type AddressInfo, createServer } from 'node:net'
+import { type AddressInfo, connect, createServer } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Compilable, CompiledQuery, sql } from 'kysely'
 import pg from 'pg'
@@ -329,6 +329,41 @@ describe('a lane that is lost', () => {
     }
     expect(logins - before).toBeLessThan(5)
     server.close()
+  })
+
+  it('is none while its bytes come, however slowly: neither they nor a write behind them are cut', async () => {
+    const { hostname, port: serverPort } = new URL(url)
+    const way = createServer((client) => {
+      const server = connect(Number(serverPort || 5432), hostname)
+      client.on('error', () => server.destroy()).on('close', () => server.destroy())
+      server.on('error', () => client.destroy())
+      client.pipe(server)
+      void (async () => {
+        for await (const chunk of server as AsyncIterable<Buffer>)
+          for (let at = 0; at < chunk.length; at += 16_384) {
+            client.write(chunk.subarray(at, at + 16_384))
+            if (chunk.length > 8192) await sleep(10)
+          }
+      })().catch(() => client.destroy())
+    }).listen(0, '127.0.0.1')
+    await once(way, 'listening')
+    const slow = new URL(url)
+    slow.host = `127.0.0.1:${(way.address() as AddressInfo).port}`
+    const pool = guardedPool(slow.href, {
+      lanes: 1,
+      size: 2,
+      budgets: { ...budgetsFor(60_000), statementMs: 400 },
+    })
+    pools.push(pool)
+    const db = createDatabase(pool)
+    await asApp(db, raw('select 1'))
+    await ready(pool, 1)
+    const started = performance.now()
+    const large = codeOf(asApp(db, raw("select repeat('x', 4000000) as text")))
+    const write = codeOf(asApp(db, raw('insert into things values (2, null)')))
+    expect([await large, await write]).toEqual(['done', 'done'])
+    expect(performance.now() - started).toBeGreaterThan(1600)
+    way.close()
   })
 
   it('or silent: nobody waits for it longer than a statement may take, and what it held is suspect', async () => {
