@@ -4,6 +4,7 @@ import { type Compilable, CompiledQuery } from 'kysely'
 import pg from 'pg'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { SYSTEM, asApp, asCaller, withCommit } from '../../src/db/as-caller.js'
+import { sessionClaim } from '../../src/db/claims.js'
 import { type Db, type Tx, createDatabase } from '../../src/db/database.js'
 import type { GuardedPool } from '../../src/db/guarded-pool.js'
 import { sqlState } from '../../src/db/pg-errors.js'
@@ -155,6 +156,22 @@ describe('a transaction', () => {
     })
     expect(sqlState(await twice.catch(failure))).toBe('23505')
     expect(await stored()).toEqual([1])
+  })
+
+  it('whose caller was refuted confirms nobody, also where that was swallowed', async () => {
+    const db = open()
+    const claim = sessionClaim('no such session', 60, {
+      session_id: 1,
+      id: 1,
+      username: 'nobody',
+      role: 'owner',
+    })
+    const claimed = { ...SYSTEM, claim }
+    const work = inTransaction(db, claimed, async (tx) => {
+      await asCaller(tx, claimed, compilable(insert(1))).catch(() => undefined)
+    })
+    expect(await work.catch(failure)).toMatchObject({ code: 'internal' })
+    expect([claim.isConfirmed, await stored()]).toEqual([false, []])
   })
 
   it('refused at COMMIT keeps the SQLSTATE of the refusal', async () => {
