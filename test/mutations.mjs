@@ -555,7 +555,7 @@ const GUARDS = [
   {
     guard: 'what a lane stops is done on the pool',
     file: POOL,
-    take: 'if (error instanceof AppError || !HELD_UP.has(classify(error))) throw error',
+    take: 'if (error instanceof AppError || !isStoppedByLane(classify(error))) throw error',
     leave: 'throw error',
     test: 'faults/isolation',
   },

@@ -16,7 +16,7 @@ import { AppError } from '../errors.js'
 import type { Deadline } from './deadline.js'
 import { createRetry, type Retry } from '../resilience/retry.js'
 import { type Caller, identityStatement } from './as-caller.js'
-import type { Statement } from './flight.js'
+import { type Statement, unnamed } from './flight.js'
 import { classify, meaningOf, toAppError, wasNeverSent } from './pg-errors.js'
 import type { ConnectionSource, Result, SourceConnection } from './source.js'
 import type { DB } from './types.js'
@@ -207,7 +207,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
         } catch (error) {
           // Not of the budget: without names it cannot come again, and a new schema hits everyone at once.
           if (classify(error) !== 'plan_gone' || this.#inTransaction) throw error
-          return await attempt(statements.map((statement) => ({ ...statement, name: undefined })))
+          return await attempt(statements.map(unnamed))
         }
       },
       (error) => {

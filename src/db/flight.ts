@@ -12,6 +12,11 @@ export interface Statement {
   writes?: boolean
 }
 
+/** The same, parsed anew: where a name would not be known. */
+export function unnamed(statement: Statement): Statement {
+  return { ...statement, name: undefined }
+}
+
 /** What a flight writes to and builds on in pg; it is pinned exactly for their sake. */
 interface Wire {
   stream: Writable

@@ -6,7 +6,7 @@ import type { Outcome } from '../resilience/circuit-breaker.js'
 import { cancelOnServer } from './cancel.js'
 import { isCopy, startCopy } from './copy-reader.js'
 import type { Deadline, DeadlineEnd } from './deadline.js'
-import { fly, type Statement } from './flight.js'
+import { type Statement, fly, unnamed } from './flight.js'
 import { classify, type FailureClass, meaningOf, outcomeOf } from './pg-errors.js'
 import { endingOf } from './pool.js'
 import type { Result, SourceConnection } from './source.js'
@@ -243,10 +243,6 @@ const SEVERITY: Record<Outcome, number> = {
   slow: 2,
   failure: 3,
   failure_and_slow: 4,
-}
-
-export function unnamed(statement: Statement): Statement {
-  return { ...statement, name: undefined }
 }
 
 /** Why an answer is not waited for any longer; nothing was changed. */

@@ -5,15 +5,8 @@ import type { Availability } from './availability.js'
 import type { Deadline, DeadlineEnd } from './deadline.js'
 import type { Statement } from './flight.js'
 import { type ConnectionOptions, GuardedConnection, notWaitedFor } from './guarded-connection.js'
-import type { Lanes } from './lanes.js'
-import {
-  type FailureClass,
-  classify,
-  classifyConnect,
-  meaningOf,
-  outcomeOf,
-  toAppError,
-} from './pg-errors.js'
+import { type Lanes, isStoppedByLane } from './lanes.js'
+import { classify, classifyConnect, meaningOf, outcomeOf, toAppError } from './pg-errors.js'
 import { isExpired } from './pool.js'
 import type { ConnectionSource, Result, SourceConnection, SourceHealth } from './source.js'
 
@@ -23,9 +16,6 @@ export interface GuardedPoolOptions extends ConnectionOptions {
   /** From asking for a connection to having one, its first statement included. */
   acquireMs: number
 }
-
-/** What a lane stops early: nothing was changed, and it is done once more where nobody stands behind it. */
-const HELD_UP = new Set<FailureClass>(['lock_timeout', 'statement_timeout'])
 
 /**
  * The one seam between the service and pg.Pool. What it promises:
@@ -62,7 +52,7 @@ export class GuardedPool implements ConnectionSource {
       try {
         return await this.#lanes.fly(lane, statements, deadline)
       } catch (error) {
-        if (error instanceof AppError || !HELD_UP.has(classify(error))) throw error
+        if (error instanceof AppError || !isStoppedByLane(classify(error))) throw error
       }
     }
     const connection = await this.connect(deadline)

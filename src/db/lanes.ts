@@ -3,8 +3,8 @@ import { fullJitter } from '../resilience/backoff.js'
 import { AppError } from '../errors.js'
 import type { Availability } from './availability.js'
 import type { Deadline, DeadlineEnd } from './deadline.js'
-import { type Statement, fly } from './flight.js'
-import { notWaitedFor, unnamed } from './guarded-connection.js'
+import { type Statement, fly, unnamed } from './flight.js'
+import { notWaitedFor } from './guarded-connection.js'
 import { type FailureClass, classify, classifyConnect, meaningOf, outcomeOf } from './pg-errors.js'
 import { isExpired } from './pool.js'
 import type { Result } from './source.js'
@@ -100,8 +100,8 @@ class Lane {
     })
   }
 
-  /** True once. */
-  isLoss(): boolean {
+  /** True for the first to tell of it. */
+  tellLoss(): boolean {
     const first = !this.#isLost
     this.#isLost = true
     return first
@@ -112,7 +112,7 @@ class Lane {
   }
 
   /** True when nothing at all has come for so long, found twice: in between, what lies in the socket is read. */
-  isSilent(now: number, limitMs: number): boolean {
+  lookForSilence(now: number, limitMs: number): boolean {
     const { bytesRead } = this.#socket
     if (bytesRead !== this.#bytesRead) {
       this.#bytesRead = bytesRead
@@ -144,6 +144,11 @@ class Lane {
 
 /** How long a statement that a lane has stopped for this goes to the pool at once. */
 const HOLDS_UP_MS: Partial<Record<FailureClass, number>> = { lock_timeout: 1000, statement_timeout: 60_000 }
+
+/** Nothing was changed by what a lane stops for this; it is done once more where nobody stands behind it. */
+export function isStoppedByLane(failure: FailureClass): boolean {
+  return HOLDS_UP_MS[failure] !== undefined
+}
 
 interface Slot {
   lane: Lane | undefined
@@ -222,7 +227,7 @@ export class Lanes {
         const failure = classify(error)
         const { destroy, evictIdle, writesOnly } = meaningOf(failure)
         // A lane is one connection, and its loss one failure, however many flights it meets.
-        const isKnown = (failure === 'lost' || failure === 'restarting') && !lane.isLoss()
+        const isKnown = (failure === 'lost' || failure === 'restarting') && !lane.tellLoss()
         const outcome = isKnown ? 'ignored' : outcomeOf(failure, writes)
         if (error instanceof DatabaseError) this.#availability.answered()
         this.#availability.failed(failure)
@@ -293,7 +298,7 @@ export class Lanes {
   #look(): void {
     const limitMs = this.#settings.statementMs + STALL_GRACE_MS
     for (const lane of this.#all) {
-      if (!lane.isSilent(performance.now(), limitMs)) continue
+      if (!lane.lookForSilence(performance.now(), limitMs)) continue
       lane.cut()
       this.#onSuspect()
     }

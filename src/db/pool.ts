@@ -97,7 +97,7 @@ export function createPool(settings: PoolSettings): Pool {
   return pool
 }
 
-/** What only a lane's connection is: many callers' statements under way at once. */
+/** Many wait behind whoever waits on a lane. */
 const LANE_LOCK_MS = 100
 
 /** A lane's limits: it must not hold up the many behind it, and what it stops is done once more on the pool. */

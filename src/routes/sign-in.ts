@@ -16,7 +16,6 @@ import {
 } from '../security/passwords.js'
 import type { KeyRing } from '../security/secret-box.js'
 import { isWellFormedText } from '../security/well-formed-text.js'
-
 import type { AppEnv } from './context.js'
 import { userCaller } from './identify.js'
 

@@ -413,6 +413,17 @@ describe('a lane', () => {
     expect(row).toEqual({ name: 'gary_app', statement: '1667ms', lock: '100ms' })
   })
 
+  it('prepares nothing where that is off', async () => {
+    const count = raw('select count(*)::int as names from pg_prepared_statements')
+    const { db: named } = await open({ lanes: 1 })
+    const { db: unnamed } = await open({ lanes: 1, prepare: false })
+    for (const db of [named, unnamed]) await asApp(db, count)
+    expect([await asApp(named, count), await asApp(unnamed, count)]).toEqual([
+      [{ names: expect.toSatisfy((names: number) => names > 0) }],
+      [{ names: 0 }],
+    ])
+  })
+
   it('carries every caller in its own name, and none beyond its flight', async () => {
     const { db } = await open({ lanes: 1 })
     const who = raw("select current_user as name, current_setting('app.user_id', true) as id")

@@ -17,6 +17,8 @@ describe('/health and /ready', () => {
       expect([status, body.status]).toEqual([200, 'ok'])
       expect(body.database).toMatchObject({
         pool: { total: expect.any(Number), idle: expect.any(Number), waiting: 0, limit: expect.any(Number) },
+        lanes:
+          engine === 'memory' ? null : { ready: expect.any(Number), in_flight: 0, limit: expect.any(Number) },
         answered_seconds_ago: expect.any(Number),
         next_probe_seconds: null,
         last_error: null,
