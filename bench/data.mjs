@@ -55,9 +55,9 @@ export function exampleEvent(index) {
  * @param {(line: string) => void} log
  */
 export async function openDatabase(log) {
-  const { startEmbedded } = await import('../dist/db/embedded.js')
-  const { migrate } = await import('../dist/db/migrate.js')
-  const { connectionConfig } = await import('../dist/db/connection.js')
+  const { startEmbedded } = await import('../build/db/embedded.js')
+  const { migrate } = await import('../build/db/migrate.js')
+  const { connectionConfig } = await import('../build/db/connection.js')
   const given = process.env['BENCH_DATABASE_URL']
   const folder = await mkdtemp(join(tmpdir(), 'gary-bench-'))
   const embedded = given === undefined ? await startEmbedded({ dataDir: folder, log }) : undefined

@@ -4,17 +4,17 @@ import { randomUUID } from 'node:crypto'
 import { createAdaptorServer } from '@hono/node-server'
 import { Hono } from 'hono'
 import { CompiledQuery } from 'kysely'
-import { asCaller } from '../dist/db/as-caller.js'
-import { appendEvents, eventsIn, eventsPage } from '../dist/db/audit-events.js'
-import { NO_REQUEST } from '../dist/db/audit.js'
-import { entryAt, writeEntry } from '../dist/db/config.js'
-import { connectionConfig } from '../dist/db/connection.js'
-import { createDatabase } from '../dist/db/database.js'
-import { createPostgresSources } from '../dist/db/postgres-source.js'
-import { COPY_HEAD, COPY_TAIL } from '../dist/db/reports/catalog.js'
-import { streamAsCaller } from '../dist/db/transaction.js'
-import { readEnv } from '../dist/env.js'
-import { limitsOf, streamBudgets } from '../dist/limits.js'
+import { asCaller } from '../build/db/as-caller.js'
+import { appendEvents, eventsIn, eventsPage } from '../build/db/audit-events.js'
+import { NO_REQUEST } from '../build/db/audit.js'
+import { entryAt, writeEntry } from '../build/db/config.js'
+import { connectionConfig } from '../build/db/connection.js'
+import { createDatabase } from '../build/db/database.js'
+import { createPostgresSources } from '../build/db/postgres-source.js'
+import { COPY_HEAD, COPY_TAIL } from '../build/db/reports/catalog.js'
+import { streamAsCaller } from '../build/db/transaction.js'
+import { readEnv } from '../build/env.js'
+import { limitsOf, streamBudgets } from '../build/limits.js'
 import { EXPORTED } from './data.mjs'
 import { entryOf, stored } from './shapes.mjs'
 
@@ -39,7 +39,7 @@ const sources = createPostgresSources({
 const db = createDatabase(sources.requests)
 const streams = createDatabase(sources.streams)
 
-/** The first owner, as its session would make it. @type {import('../dist/db/as-caller.js').Caller} */
+/** The first owner, as its session would make it. @type {import('../build/db/as-caller.js').Caller} */
 const caller = {
   databaseRole: 'gary_caller',
   userId: 1,
@@ -66,7 +66,7 @@ app.get('/config/:key', async (c) => {
 app.put('/config/:key', async (c) => {
   const address = at(c.req.param('key'))
   const { value } = await c.req.json()
-  /** @type {import('../dist/db/config.js').EntryWrite} */
+  /** @type {import('../build/db/config.js').EntryWrite} */
   const write = {
     operation: 'put',
     value: JSON.stringify(value),

@@ -1,7 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import type { Client } from 'pg'
 import { describeAdoption, finishAdoption } from './db/adopt-finish.js'
 import { connectionConfig } from './db/connection.js'
@@ -12,13 +11,13 @@ import { type Env, readEnv } from './env.js'
 import { AppError } from './errors.js'
 import { parseServiceKeys, setupLine } from './first-start.js'
 import { createLogger } from './logger.js'
+import { MIGRATIONS } from './migrations.js'
 import { OPERATOR_USAGE, isOperators, runOperator } from './operator/run.js'
 import { username } from './routes/schemas.js'
 import { assertPasswordReadable } from './security/passwords.js'
 import { type KeyRing, parseEncryptionKeys } from './security/secret-box.js'
 import { type Serving, serve } from './serve.js'
 
-const MIGRATIONS = fileURLToPath(new URL('../prisma/migrations', import.meta.url))
 const MIGRATE_WAIT_MS = 120_000
 const ADOPT_WAIT_MS = 30_000
 const TO_TERMINAL = { log: say, warn: (line: string) => say(`warning: ${line}`) }

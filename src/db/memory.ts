@@ -1,8 +1,10 @@
 import { readFileSync, readdirSync } from 'node:fs'
 import { randomUUID } from 'node:crypto'
+import { join } from 'node:path'
 import { stringify } from 'csv-stringify/sync'
 import { DataType, type IMemoryDb, newDb } from 'pg-mem'
 import { AppError } from '../errors.js'
+import { MIGRATIONS } from '../migrations.js'
 import { APPEND_EVENTS, AS_TEXT_HEAD, AS_TEXT_TAIL, BETWEEN, type EventColumns } from './audit-events.js'
 import { CONDITIONS, type ClaimKind } from './claims.js'
 import { isCopy } from './copy-reader.js'
@@ -11,8 +13,6 @@ import { COPY_HEAD, COPY_TAIL } from './reports/catalog.js'
 import { beginAttempt, endAttempt } from './memory-throttle.js'
 import type { ConnectionSource, Result, SourceConnection, SourceHealth } from './source.js'
 import { BEGIN_ATTEMPT, END_ATTEMPT } from './throttle.js'
-
-const MIGRATIONS = new URL('../../prisma/migrations/', import.meta.url)
 
 interface MemoryClient {
   query(config: {
@@ -322,7 +322,7 @@ function tableMigrations(): string[] {
     readdirSync(MIGRATIONS)
       .filter((name) => name.includes('_tables_'))
       .sort()
-      .map((name) => readFileSync(new URL(`${name}/migration.sql`, MIGRATIONS), 'utf8'))
+      .map((name) => readFileSync(join(MIGRATIONS, name, 'migration.sql'), 'utf8'))
       // To pg-mem a timestamp with a precision is a type of its own, which nothing casts to, CURRENT_TIMESTAMP is
       // the moment of planning, and no IPv6 address an inet.
       .map((file) =>

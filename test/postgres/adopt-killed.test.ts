@@ -18,8 +18,8 @@ const root = resolve(import.meta.dirname, '../..')
 // The service's migrate in a process of its own, so that it can be killed.
 const childScript = `
 const [folder, argument] = process.argv.slice(1)
-const { migrate } = await import(folder + '/dist/db/migrate.js')
-const { parseEncryptionKeys } = await import(folder + '/dist/security/secret-box.js')
+const { migrate } = await import(folder + '/build/db/migrate.js')
+const { parseEncryptionKeys } = await import(folder + '/build/security/secret-box.js')
 const { key, ...options } = JSON.parse(argument)
 const adoption = { ownerName: undefined, ring: parseEncryptionKeys(key) }
 await migrate({ ...options, adoption, log() {} })
@@ -37,7 +37,7 @@ beforeAll(async () => {
   for (const name of ['node_modules', 'prisma', 'package.json'])
     await symlink(join(root, name), join(built, name))
   const tsc = join(root, 'node_modules/.bin/tsc')
-  const options = ['--outDir', `${built}/dist`, '--tsBuildInfoFile', `${built}/tsbuildinfo`]
+  const options = ['--outDir', `${built}/build`, '--tsBuildInfoFile', `${built}/tsbuildinfo`]
   await promisify(execFile)(tsc, ['-p', 'tsconfig.build.json', ...options], { cwd: root })
   databases = await olderDatabases()
   const first = await databases.make()
