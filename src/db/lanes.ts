@@ -11,6 +11,11 @@ import type { Result } from './source.js'
 
 /** Flights on one lane at a time: each may meet a lock, and holds up those behind it. */
 const MAX_IN_FLIGHT = 16
+/**
+ * Reads of one turn that share a lane: a write to a socket costs as much as all the rest of a flight. What changes
+ * data waits for the disk, so it goes where the fewest stand before it.
+ */
+const READS_TOGETHER = 8
 /** A lane that has been silent for so long with something in flight gets nothing more for now. */
 const HELD_UP_MS = 100
 /** A flight that carries more holds up those behind it: the pool takes it. In characters of its parameters. */
@@ -56,7 +61,8 @@ class Lane {
   #bytesRead = 0
   #looksSilent = false
   #isLost = false
-  #corked = false
+  /** Flights of this turn of the event loop, not written yet. */
+  #boarded = 0
   #retired = false
   #ended = false
   readonly ended: Promise<void>
@@ -78,7 +84,7 @@ class Lane {
   async fly(statements: readonly Statement[]): Promise<Result> {
     if (this.inFlight === 0) this.movedAtMs = performance.now()
     this.inFlight += 1
-    this.#cork()
+    this.#board()
     try {
       return await fly(this.client, statements)
     } finally {
@@ -89,15 +95,20 @@ class Lane {
   }
 
   /** All that is asked in one turn of the event loop is one write: a system call costs more than the messages. */
-  #cork(): void {
-    if (this.#corked) return
-    this.#corked = true
+  #board(): void {
+    this.#boarded += 1
+    if (this.#boarded > 1) return
     const socket = this.#socket
     socket.cork()
     setImmediate(() => {
-      this.#corked = false
+      this.#boarded = 0
       socket.uncork()
     })
+  }
+
+  /** One more read costs no write of its own. */
+  get isBoarding(): boolean {
+    return this.#boarded > 0 && this.#boarded < READS_TOGETHER && this.inFlight < MAX_IN_FLIGHT
   }
 
   /** True for the first to tell of it. */
@@ -172,6 +183,8 @@ export class Lanes {
   #onSuspect: () => void = () => {}
   /** Statements that a lane has stopped, by name, and until when they go to the pool at once. */
   readonly #stopped = new Map<string, number>()
+  /** Where the last read went. */
+  #boarding: Lane | undefined
   #generation = 0
   #watch: NodeJS.Timeout | undefined
   #ending = false
@@ -192,11 +205,16 @@ export class Lanes {
     this.#onSuspect = listener
   }
 
-  /** The least loaded lane with room that moves; undefined when there is none, or the flight is none for a lane. */
+  /**
+   * The least loaded lane with room that moves, for a read the one that the reads before it took in this turn;
+   * undefined when there is none, or the flight is none for a lane.
+   */
   pick(statements: readonly Statement[]): Lane | undefined {
     const now = performance.now()
     if (this.#ending || this.#wasStopped(statements, now) || characters(statements) > MAX_CHARACTERS)
       return undefined
+    const isRead = statements.every((statement) => statement.writes !== true)
+    if (isRead && this.#boarding?.isBoarding === true && !this.#boarding.isHeldUp(now)) return this.#boarding
     let best: Lane | undefined
     for (const slot of this.#slots) {
       if (slot.lane !== undefined && isExpired(slot.lane.client)) this.#retire(slot.lane)
@@ -204,6 +222,7 @@ export class Lanes {
       else if (slot.lane.inFlight < (best?.inFlight ?? MAX_IN_FLIGHT) && !slot.lane.isHeldUp(now))
         best = slot.lane
     }
+    if (isRead) this.#boarding = best
     return best
   }
 

@@ -100,6 +100,17 @@ describe('lanes', () => {
     expect([proxy.connections, pool.health().pool.waiting]).toEqual([before, 0])
   })
 
+  it('carry the reads of one turn together, eight to a lane; what writes goes where the fewest stand before it', async () => {
+    const { db } = await open()
+    const asked = await Promise.all(Array.from({ length: 16 }, () => laneOf(db)))
+    expect(new Set(asked.slice(0, 8)).size).toBe(1)
+    expect(new Set(asked.slice(8)).size).toBe(1)
+    expect(asked[8]).not.toBe(asked[0])
+    const pidOf = raw<{ pid: number }>('select pg_backend_pid() as pid, pg_sleep(0.1)')
+    const writes = await Promise.all(Array.from({ length: 4 }, () => asApp(db, pidOf)))
+    expect(writes.map(([row]) => row?.pid)).toEqual([asked[0], asked[8], asked[0], asked[8]])
+  })
+
   it('are there when first asked, and beside the pool: the first statement waits for none', async () => {
     const pool = guardedPool(proxy.through(url), { lanes: 2, size: 1 })
     pools.push(pool)
