@@ -1,7 +1,8 @@
 import { type Compilable, CompiledQuery, sql } from 'kysely'
-import { type Caller, actorText } from './as-caller.js'
+import type { Caller } from './as-caller.js'
 import { compileBySet, compileOnce } from './compile-once.js'
 import type { Db } from './database.js'
+import { actorText } from './identity.js'
 import { timestampToIso } from './pool.js'
 
 /** What is stored of an event beside its text. */

@@ -2,9 +2,10 @@ import { hash, randomUUID } from 'node:crypto'
 import { type Compilable, type QueryCreator, type RawBuilder, sql } from 'kysely'
 import { canonicalJson } from '../security/json-text.js'
 import type { JsonObject, JsonTree } from '../security/json-tree.js'
-import { type Caller, SYSTEM, actorText } from './as-caller.js'
+import { type Caller, SYSTEM } from './as-caller.js'
 import { compileBySet } from './compile-once.js'
 import type { Db, Tx } from './database.js'
+import { actorText } from './identity.js'
 import type { DB } from './types.js'
 
 /** What ties an event to the request it came with; all of it reaches the trail and the log. */

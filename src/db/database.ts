@@ -15,8 +15,9 @@ import {
 import { AppError } from '../errors.js'
 import type { Deadline } from './deadline.js'
 import { createRetry, type Retry } from '../resilience/retry.js'
-import { type Caller, identityStatement } from './as-caller.js'
+import type { Caller } from './as-caller.js'
 import { type Statement, unnamed } from './flight.js'
+import { identityStatement } from './identity.js'
 import { classify, meaningOf, toAppError, wasNeverSent } from './pg-errors.js'
 import type { ConnectionSource, Result, SourceConnection } from './source.js'
 import type { DB } from './types.js'
@@ -28,7 +29,7 @@ export type Tx = Transaction<DB>
 
 /** A query of a request: who it runs as, where that is known, and how long it is waited for. Made by as-caller.ts. */
 export interface RequestQuery<R = unknown> extends CompiledQuery<R> {
-  readonly caller?: Caller
+  readonly caller?: Caller | undefined
   readonly deadline: Deadline | undefined
   /** The last statement of a transaction, whose answer nobody looks at: it travels with COMMIT, which is skipped if it fails. */
   readonly withCommit?: true
@@ -39,14 +40,34 @@ const RETRY_BUDGET = { ratio: 0.1, burst: 80, attempts: 1 }
 
 /** Kysely over a source of connections; `destroy` is the source's own end, not Kysely's. */
 export function createDatabase(source: Source): Db {
-  return new Kysely<DB>({
+  const driver = new SourceDriver(source, createRetry(RETRY_BUDGET))
+  const db = new Kysely<DB>({
     dialect: {
       createAdapter: () => new PostgresAdapter(),
-      createDriver: () => new SourceDriver(source, createRetry(RETRY_BUDGET)),
-      createIntrospector: (db) => new PostgresIntrospector(db),
+      createDriver: () => driver,
+      createIntrospector: (inner) => new PostgresIntrospector(inner),
       createQueryCompiler: () => new PostgresQueryCompiler(),
     },
   })
+  drivers.set(db, driver)
+  return db
+}
+
+const drivers = new WeakMap<Db, SourceDriver>()
+
+/**
+ * What `db.executeQuery` does outside a transaction, without Kysely's executor: that takes six promises to find out
+ * that there is one connection and no plugin, and 4 us.
+ */
+export async function executeAlone<R>(db: Db, query: RequestQuery<R>): Promise<R[]> {
+  const driver = drivers.get(db)
+  if (driver === undefined) throw new Error('not made by createDatabase')
+  const connection = driver.openConnection()
+  try {
+    return (await connection.executeQuery<R>(query)).rows
+  } finally {
+    connection.release()
+  }
 }
 
 /** Without `run` every statement gets a connection of its own. */
@@ -63,9 +84,13 @@ class SourceDriver implements Driver {
 
   async init(): Promise<void> {}
 
-  async acquireConnection(): Promise<SourceDatabaseConnection> {
-    // Connects with its first query, which knows how long it may take.
+  /** Connects with its first query, which knows how long it may take. */
+  openConnection(): SourceDatabaseConnection {
     return new SourceDatabaseConnection(this.#source, this.#retry)
+  }
+
+  async acquireConnection(): Promise<SourceDatabaseConnection> {
+    return this.openConnection()
   }
 
   async beginTransaction(connection: SourceDatabaseConnection, settings: TransactionSettings): Promise<void> {
@@ -137,7 +162,8 @@ class SourceDatabaseConnection implements DatabaseConnection {
       name: statementName(query.sql),
       writes: writes(query.query),
     }
-    const statements = [...ahead, ...identity, statement]
+    const statements = ahead.length === 0 ? identity : [...ahead, ...identity]
+    statements.push(statement)
     if ('withCommit' in query && this.#inTransaction) {
       this.#ahead = statements
       this.#mustCommit = true

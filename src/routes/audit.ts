@@ -1,5 +1,5 @@
 import { createRoute, z } from '@hono/zod-openapi'
-import { type Caller, actorText, asCaller } from '../db/as-caller.js'
+import { type Caller, asCaller } from '../db/as-caller.js'
 import {
   type EventFilter,
   type NewEvent,
@@ -11,6 +11,7 @@ import {
   storedIds,
 } from '../db/audit-events.js'
 import type { Db } from '../db/database.js'
+import { actorText } from '../db/identity.js'
 import { AppError, type FieldError, notFound } from '../errors.js'
 import type { JsonTree } from '../security/json-tree.js'
 import { isWellFormedText } from '../security/well-formed-text.js'

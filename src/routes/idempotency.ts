@@ -2,7 +2,7 @@ import { createHash, createHmac } from 'node:crypto'
 import type { Context } from 'hono'
 import { routePath } from 'hono/route'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
-import { actorText, asCaller, withCommit } from '../db/as-caller.js'
+import { asCaller, withCommit } from '../db/as-caller.js'
 import type { Db } from '../db/database.js'
 import {
   type AnswerId,
@@ -12,6 +12,7 @@ import {
   forgetExpiredAnswer,
   keepAnswer,
 } from '../db/idempotency.js'
+import { actorText } from '../db/identity.js'
 import { inTransaction } from '../db/transaction.js'
 import { AppError, type ErrorCode, validationFailed } from '../errors.js'
 import { canonicalJson } from '../security/json-text.js'
