@@ -3,7 +3,7 @@ import { MemorySource } from '../src/db/memory.js'
 import { readEnv } from '../src/env.js'
 import type { Log } from '../src/routes/context.js'
 import { createToken, hashToken } from '../src/security/tokens.js'
-import { createService } from '../src/service.js'
+import { closeServer, createService, listen } from '../src/service.js'
 import { type TestDatabase, createTestDatabase } from './engine.js'
 
 export const PASSWORD = 'correct horse battery'
@@ -41,6 +41,7 @@ export interface CallOptions {
 export function useService(env: Record<string, string> = {}): TestService {
   const service = {} as TestService
   let database: TestDatabase | undefined
+  let close: (() => Promise<void>) | undefined
   const lines: string[] = []
   const log: Log = {
     info: (fields, message) => void lines.push(JSON.stringify({ ...fields, message })),
@@ -69,6 +70,8 @@ export function useService(env: Record<string, string> = {}): TestService {
       onSetupToken: (token) => (service.setupToken = token),
     })
     await built.becomeReady(new AbortController().signal)
+    const { server, port } = await listen(built.app.fetch, '127.0.0.1', 0)
+    close = () => closeServer(server, 1000)
     service.database = database
     service.keyOf = async (userId, scopes) => {
       const key = createToken('gzk_')
@@ -81,7 +84,7 @@ export function useService(env: Record<string, string> = {}): TestService {
     service.logged = () => lines.join('\n')
     service.call = async (method, path, { token, body, headers = {} } = {}) => {
       const type = method === 'PATCH' ? 'application/merge-patch+json' : 'application/json'
-      const response = await built.app.request(path, {
+      const response = await fetch(`http://127.0.0.1:${port}${path}`, {
         method,
         headers: {
           ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
@@ -106,7 +109,10 @@ export function useService(env: Record<string, string> = {}): TestService {
     })
     service.ownerToken = body.token ?? ''
   })
-  afterAll(async () => await database?.drop())
+  afterAll(async () => {
+    await close?.()
+    await database?.drop()
+  })
   return service
 }
 
