@@ -83,7 +83,6 @@ export function entryResponse(
   status: 200 | 201,
   value: string,
 ): never {
-  c.header('etag', etag(entry.version))
   const { scope, key, version, secret_paths, tags, description, created_at, updated_at, updated_by } = entry
   const owner = entry.owner === '' ? null : entry.owner
   const environment = entry.environment === '' ? null : entry.environment
@@ -100,7 +99,7 @@ export function entryResponse(
     owner,
     environment,
   })
-  return jsonText(c, `${known.slice(0, -1)},"value":${value}}`, status)
+  return jsonText(c, `${known.slice(0, -1)},"value":${value}}`, status, { etag: etag(entry.version) })
 }
 
 /** A revision as callers see it; secrets stay masked. */

@@ -23,7 +23,7 @@ import { mergePatch } from '../security/merge-patch.js'
 import type { KeyRing } from '../security/secret-box.js'
 import { type CallerDeps, guard, lookUp, requireFreshPassword } from './caller.js'
 import { ADDRESSES, addressFor, addressText } from './config-address.js'
-import type { AppEnv } from './context.js'
+import { type AppEnv, setHeader } from './context.js'
 import { decodeCursor, limit, pageOf } from './cursor.js'
 import {
   anyJson,
@@ -94,7 +94,7 @@ export function configRoutes(deps: ConfigDeps) {
         if (entry === undefined) throw notFound('entry')
         if (reveal !== 'true' && isUnchanged(c, entry.version))
           return c.body(null, 304, { etag: etag(entry.version) }) as never
-        if (reveal === 'true') c.header('cache-control', 'no-store')
+        if (reveal === 'true') setHeader(c, 'cache-control', 'no-store')
         const value =
           reveal === 'true'
             ? stringifyJson(revealValue(ring, sealAddress(address), parseStoredJson(entry.value)))

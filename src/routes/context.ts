@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
-import type { MiddlewareHandler } from 'hono'
+import type { Context, MiddlewareHandler } from 'hono'
+import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { Caller } from '../db/as-caller.js'
 import type { Correlation } from '../db/audit.js'
 import type { SessionUser } from '../db/sessions.js'
@@ -83,16 +84,13 @@ export function requestContext(
     const outgoing = c.env?.outgoing
     // After the answer it comes too, and finds nobody listening.
     outgoing?.once('close', () => deadline.end('client_gone'))
-    // Straight onto the answer where there is one: Headers made and read again cost more than the routing. Else
-    // before the answer is made, or Hono would build it twice.
-    const answerWith = (name: string, value: string): void =>
-      outgoing === undefined ? c.header(name, value) : void outgoing.setHeader(name, value)
-    answerWith('x-request-id', requestId)
-    if (correlation.traceId !== null) answerWith('x-trace-id', correlation.traceId)
-    if (correlation.spanId !== null) answerWith('x-span-id', correlation.spanId)
-    if (correlation.sessionId !== null) answerWith('x-session-id', correlation.sessionId)
-    answerWith('cache-control', 'private, no-cache')
-    answerWith('x-content-type-options', 'nosniff')
+    // Before the answer is made: a header set behind it makes Hono build the answer again.
+    setHeader(c, 'x-request-id', requestId)
+    if (correlation.traceId !== null) setHeader(c, 'x-trace-id', correlation.traceId)
+    if (correlation.spanId !== null) setHeader(c, 'x-span-id', correlation.spanId)
+    if (correlation.sessionId !== null) setHeader(c, 'x-session-id', correlation.sessionId)
+    setHeader(c, 'cache-control', 'private, no-cache')
+    setHeader(c, 'x-content-type-options', 'nosniff')
     await next()
     timer.stop()
     own.info(
@@ -105,6 +103,28 @@ export function requestContext(
       'request',
     )
   }
+}
+
+/**
+ * For the answer to come, whatever it will be. Straight onto Node's where there is one: Headers of the web's kind are
+ * made, checked and read again, which costs a request as much as its routing.
+ */
+export function setHeader(c: Context<AppEnv>, name: string, value: string): void {
+  const outgoing = c.env?.outgoing
+  if (outgoing === undefined) c.header(name, value)
+  else outgoing.setHeader(name, value)
+}
+
+/** `c.body` with several headers, for the same reason; those of setHeader are beside them. */
+export function answer(
+  c: Context<AppEnv>,
+  body: string,
+  status: ContentfulStatusCode,
+  headers: Record<string, string>,
+): Response {
+  return c.env?.outgoing === undefined
+    ? c.body(body, status, headers)
+    : new Response(body, { status, headers })
 }
 
 /** What `log.child` would write, made only when something is written: a child costs every request 3 us. */

@@ -4,7 +4,7 @@ import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { classify, sqlState } from '../db/pg-errors.js'
 import { AppError, type ErrorCode } from '../errors.js'
 import { redactText } from '../security/redact.js'
-import type { AppEnv } from './context.js'
+import { type AppEnv, answer } from './context.js'
 
 /** The only table from code to status. */
 const STATUS: Record<ErrorCode, ContentfulStatusCode> = {
@@ -96,7 +96,7 @@ export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
     timestamp: Date.now() / 1000,
     request_id: c.get('requestId'),
   }
-  return c.body(JSON.stringify(problem), status, headers)
+  return answer(c, JSON.stringify(problem), status, headers)
 }
 
 /** Without a stack: what a lost or slow database does is no fault in the code, and comes in thousands. */

@@ -5,7 +5,7 @@ import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { AppError } from '../errors.js'
 import { type ReplacedText, parseJson, parseJsonReplacing, stringifyJson } from '../security/json-text.js'
 import { type JsonTree, toPointer } from '../security/json-tree.js'
-import type { AppEnv } from './context.js'
+import { type AppEnv, answer } from './context.js'
 
 export const MAX_BODY_BYTES = 1024 * 1024
 export const MAX_AUDIT_BODY_BYTES = 8 * 1024 * 1024
@@ -121,8 +121,13 @@ export function jsonTree(c: Context<AppEnv>, tree: JsonTree, status: ContentfulS
 }
 
 /** The same for a text that is JSON already. */
-export function jsonText(c: Context<AppEnv>, text: string, status: ContentfulStatusCode): never {
-  return c.body(text, status, { 'content-type': 'application/json' }) as never
+export function jsonText(
+  c: Context<AppEnv>,
+  text: string,
+  status: ContentfulStatusCode,
+  headers: Record<string, string> = {},
+): never {
+  return answer(c, text, status, { ...headers, 'content-type': 'application/json' }) as never
 }
 
 /** login, verify, validate and set-up change nothing that could be done twice by mistake. */
