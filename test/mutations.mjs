@@ -10,6 +10,7 @@ const root = fileURLToPath(new URL('..', import.meta.url))
 const BREAKER = 'src/resilience/circuit-breaker.ts'
 const POOL = 'src/db/guarded-pool.ts'
 const IDEMPOTENCY = 'src/routes/idempotency.ts'
+const ONCE = 'src/db/idempotency.ts'
 const CONNECTION = 'src/db/guarded-connection.ts'
 const DRIVER = 'src/db/database.ts'
 const FLIGHT = 'src/db/flight.ts'
@@ -298,6 +299,34 @@ const GUARDS = [
     file: IDEMPOTENCY,
     take: 'if (!(error instanceof AppError) || !MADE_BEFORE.has(error.code)) throw error',
     leave: 'throw error',
+    test: 'postgres/idempotency',
+  },
+  {
+    guard: 'a keyed statement changes something only in its turn',
+    file: ONCE,
+    take: 'from kept where kept.locked and kept.request_hash is null)`',
+    leave: 'from kept where kept.request_hash is null)`',
+    test: 'postgres/idempotency',
+  },
+  {
+    guard: 'a keyed statement changes something only where no answer is kept',
+    file: ONCE,
+    take: 'from kept where kept.locked and kept.request_hash is null)`',
+    leave: 'from kept where kept.locked)`',
+    test: 'postgres/idempotency',
+  },
+  {
+    guard: 'a keyed statement that missed the first answer is undone',
+    file: ONCE,
+    take: 'from ${from} returning response)`',
+    leave: 'from ${from} on conflict do nothing returning response)`',
+    test: 'postgres/idempotency',
+  },
+  {
+    guard: 'an expired answer makes room for a statement',
+    file: IDEMPOTENCY,
+    take: 'if (found?.fresh === false) {',
+    leave: 'if (found === null) {',
     test: 'postgres/idempotency',
   },
   {

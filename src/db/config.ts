@@ -1,7 +1,15 @@
-import { type Compilable, type Expression, type ExpressionBuilder, type SqlBool, sql } from 'kysely'
+import {
+  type Compilable,
+  type Expression,
+  type ExpressionBuilder,
+  type QueryCreator,
+  type SqlBool,
+  sql,
+} from 'kysely'
 import { type AuditValues, type ServiceEvent, auditValues, withAuditRow } from './audit.js'
 import { compileBySet, compileOnce } from './compile-once.js'
 import type { Db } from './database.js'
+import { MAY_CHANGE, type MadeOnce, type OnceValues, withAnswer, withTurn } from './idempotency.js'
 import type { DB } from './types.js'
 
 /** Where an entry lives; what a scope has no use for is ''. */
@@ -86,13 +94,29 @@ export function writeEntry(
   expected: Expected,
   event: ServiceEvent,
 ): Compilable<StoredEntry> {
-  // Assigned: of so many members a spread makes a dictionary, which alone costs 70 us.
-  const given = Object.assign(auditValues(event, { version: true }), address, write, {
-    deleted: write.operation === 'delete',
-    creates: expected.is === 'absent' ? (true as const) : undefined,
-    versions: expected.is === 'version' ? expected.versions : undefined,
-  })
-  return changeEntry(db, given)
+  return changeEntry(db, changeOf(address, write, expected, event))
+}
+
+/** An answer with an entry, as text around what only the statement knows: its version (twice), when made and changed. */
+export interface EntryAnswer {
+  answer: string
+  behindTag: string
+  behindVersion: string
+  behindCreated: string
+  behindUpdated: string
+}
+
+/** The same once under a key, with its answer: `entry` is that of a PUT, a deletion says nothing. */
+export function writeEntryOnce(
+  db: Db,
+  address: Address,
+  write: EntryWrite,
+  expected: Expected,
+  event: ServiceEvent,
+  once: OnceValues,
+  entry: EntryAnswer | undefined,
+): Compilable<MadeOnce> {
+  return changeEntryOnce(db, Object.assign(changeOf(address, write, expected, event), once, entry))
 }
 
 interface Change extends Address, EntryWrite, AuditValues {
@@ -103,7 +127,39 @@ interface Change extends Address, EntryWrite, AuditValues {
   versions: number[] | undefined
 }
 
-const changeEntry = compileBySet((db, given: Change): Compilable<StoredEntry> => {
+function changeOf(address: Address, write: EntryWrite, expected: Expected, event: ServiceEvent): Change {
+  // Assigned: of so many members a spread makes a dictionary, which alone costs 70 us.
+  return Object.assign(auditValues(event, { version: true }), address, write, {
+    deleted: write.operation === 'delete',
+    creates: expected.is === 'absent' ? (true as const) : undefined,
+    versions: expected.is === 'version' ? expected.versions : undefined,
+  })
+}
+
+const changeEntry = compileBySet((db, given: Change): Compilable<StoredEntry> =>
+  changing(db, given, sql<SqlBool>`true`)
+    .selectFrom('change')
+    .selectAll()
+    .$castTo<StoredEntry>(),
+)
+
+const changeEntryOnce = compileBySet(
+  (db, given: Change & OnceValues & Partial<EntryAnswer>): Compilable<MadeOnce> =>
+    withAnswer(
+      changing(withTurn(db, given), given, MAY_CHANGE),
+      given,
+      given.behindTag === undefined
+        ? text(given.answer)
+        : sql`${text(given.answer)} || cast(change.version as text) || ${text(given.behindTag)}
+            || cast(change.version as text) || ${text(given.behindVersion ?? '')}
+            || ${rfc3339('created_at')} || ${text(given.behindCreated ?? '')}
+            || ${rfc3339('updated_at')} || ${text(given.behindUpdated ?? '')}`,
+      sql`change`,
+    ),
+)
+
+/** Revision and audit row are of `change`; that is of what these two statements write, which is where `may`. */
+function changing(creator: QueryCreator<DB>, given: Change, may: Expression<SqlBool>) {
   const creates = given.creates !== undefined
   const entry = {
     value: given.value,
@@ -112,7 +168,7 @@ const changeEntry = compileBySet((db, given: Change): Compilable<StoredEntry> =>
     description: given.description,
     updated_by: given.actorName,
   }
-  const change = db
+  const change = creator
     .with('old', (qc) => qc.selectFrom('config_entries').select('version').where(at(given)))
     .with('updated', (qc) => {
       const update = qc
@@ -125,6 +181,7 @@ const changeEntry = compileBySet((db, given: Change): Compilable<StoredEntry> =>
         })
         .where(at(given))
         .where('deleted', '=', creates)
+        .where(may)
       return (
         given.versions === undefined
           ? update
@@ -164,7 +221,8 @@ const changeEntry = compileBySet((db, given: Change): Compilable<StoredEntry> =>
               creates
                 ? (eb) => eb.not(eb.exists(eb.selectFrom('old').select('old.version')))
                 : sql<SqlBool>`false`,
-            ),
+            )
+            .where(may),
         )
         .returning(ENTRY_COLUMNS),
     )
@@ -211,8 +269,8 @@ const changeEntry = compileBySet((db, given: Change): Compilable<StoredEntry> =>
             ]),
         ),
     )
-  return withAuditRow(change, given).selectFrom('change').selectAll().$castTo<StoredEntry>()
-})
+  return withAuditRow(change, given)
+}
 
 export interface Revision {
   version: number
@@ -267,6 +325,11 @@ function at({ scope, owner, environment, key }: Address) {
       eb('environment', '=', environment),
       eb('key', '=', key),
     ])
+}
+
+/** As every connection reads it (timestampToIso): they are in UTC, or they fail. */
+function rfc3339(column: 'created_at' | 'updated_at') {
+  return sql<string>`to_char(change.${sql.ref(column)}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`
 }
 
 function text(value: string | null) {

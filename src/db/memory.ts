@@ -291,9 +291,13 @@ function asCsv(rows: Row[]): string {
 function asWire(row: Row): Row {
   const entries = Object.entries(row).map(([name, value]) => [
     name,
-    value instanceof Date ? value.toISOString().replace('Z', '000Z') : value,
+    value instanceof Date ? asTimestamp(value) : value,
   ])
   return Object.fromEntries(entries) as Row
+}
+
+function asTimestamp(value: Date): string {
+  return value.toISOString().replace('Z', '000Z')
 }
 
 /** pg-mem names the primary key whatever unique constraint was violated; the columns it tells are right. */
@@ -349,6 +353,13 @@ function registerFunctions(db: IMemoryDb, clock: { now: Date }): void {
     args: [DataType.timestamptz],
     returns: DataType.text,
     implementation: (at: Date) => at.toISOString().slice(0, 10),
+  })
+  // Its format is only ever that of RFC 3339.
+  schema.registerFunction({
+    name: 'to_char',
+    args: [DataType.timestamptz, DataType.text],
+    returns: DataType.text,
+    implementation: asTimestamp,
   })
   schema.registerFunction({
     name: 'pg_try_advisory_xact_lock',

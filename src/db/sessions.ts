@@ -2,6 +2,7 @@ import { type Compilable, sql } from 'kysely'
 import { type AuditValues, type ServiceEvent, auditValues, withAudit, withAuditRow } from './audit.js'
 import { compileBySet, compileOnce } from './compile-once.js'
 import type { Db, Tx } from './database.js'
+import { MAY_CHANGE, type MadeOnce, type OnceValues, withAnswer, withTurn } from './idempotency.js'
 import type { Role, User } from './users.js'
 
 /** A live session with its user, as one look-up finds them. */
@@ -205,6 +206,34 @@ export function endSession(
   )
   return withAudit(change, event).selectFrom('change').select('change.id')
 }
+
+/** The same once under a key, with its answer, which is kept also where the session was gone: that is no failure. */
+export function endSessionOnce(
+  db: Db,
+  endedId: number,
+  ownerId: number,
+  event: ServiceEvent,
+  once: OnceValues,
+): Compilable<MadeOnce> {
+  return endOnce(db, Object.assign(auditValues(event), once, { endedId, ownerId }))
+}
+
+const endOnce = compileBySet(
+  (db, given: AuditValues & OnceValues & { endedId: number; ownerId: number }): Compilable<MadeOnce> => {
+    const change = withTurn(db, given).with('change', (qc) =>
+      qc
+        .deleteFrom('auth_sessions')
+        .where('id', '=', given.endedId)
+        .where('user_id', '=', given.ownerId)
+        .where(MAY_CHANGE)
+        .returning('id'),
+    )
+    const answer = sql<string>`cast(${given.answer} as text)`
+    // The join has no use but in memory: what is changed first is seen by what comes behind it.
+    const from = sql`kept left join change on true where kept.locked and kept.request_hash is null`
+    return withAnswer(withAuditRow(change, given), given, answer, from)
+  },
+)
 
 /** Ends a user's sessions, all but `keepId`, with one audit row if there were any. */
 export function endSessions(

@@ -1,6 +1,6 @@
 import { z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
-import type { Address, Revision, StoredEntry } from '../db/config.js'
+import type { Address, EntryAnswer, Revision, StoredEntry } from '../db/config.js'
 import type { ConfigAddress } from '../security/config-secrets.js'
 import { maskValue } from '../security/config-secrets.js'
 import { parseStoredJson, stringifyJson } from '../security/json-text.js'
@@ -83,23 +83,39 @@ export function entryResponse(
   status: 200 | 201,
   value: string,
 ): never {
-  const { scope, key, version, secret_paths, tags, description, created_at, updated_at, updated_by } = entry
+  const [toVersion, toCreated, toUpdated, rest] = entryTexts(entry, value)
+  const { version, created_at, updated_at } = entry
+  const text = `${toVersion}${version}${toCreated}${created_at}${toUpdated}${updated_at}${rest}`
+  return jsonText(c, text, status, { etag: etag(version) })
+}
+
+/** The same answer as idempotency.ts keeps it, around what the statement alone will know. */
+export function entryAnswer(entry: KnownEntry, value: string): EntryAnswer {
+  const inJson = (text: string): string => JSON.stringify(text).slice(1, -1)
+  const [toVersion, toCreated, toUpdated, rest] = entryTexts(entry, value)
+  return {
+    answer: '{"headers":{"content-type":"application/json","etag":"\\"',
+    behindTag: `\\""},"body":"${inJson(toVersion)}`,
+    behindVersion: inJson(toCreated),
+    behindCreated: inJson(toUpdated),
+    behindUpdated: `${inJson(rest)}"}`,
+  }
+}
+
+type KnownEntry = Omit<StoredEntry, 'value' | 'version' | 'created_at' | 'updated_at'>
+
+/** An entry's JSON around its version, and when it was made and changed. */
+function entryTexts(entry: KnownEntry, value: string): [string, string, string, string] {
+  const { scope, key, secret_paths, tags, description, updated_by } = entry
   const owner = entry.owner === '' ? null : entry.owner
   const environment = entry.environment === '' ? null : entry.environment
-  const known = JSON.stringify({
-    scope,
-    key,
-    version,
-    secret_paths,
-    tags,
-    description,
-    created_at,
-    updated_at,
-    updated_by,
-    owner,
-    environment,
-  })
-  return jsonText(c, `${known.slice(0, -1)},"value":${value}}`, status, { etag: etag(entry.version) })
+  const members = (part: object): string => JSON.stringify(part).slice(1, -1)
+  return [
+    `{${members({ scope, key })},"version":`,
+    `,${members({ secret_paths, tags, description })},"created_at":"`,
+    '","updated_at":"',
+    `",${members({ updated_by, owner, environment })},"value":${value}}`,
+  ]
 }
 
 /** A revision as callers see it; secrets stay masked. */

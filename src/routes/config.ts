@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createRoute, z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
+import type { Compilable } from 'kysely'
 import { asCaller } from '../db/as-caller.js'
 import type { ServiceEvent } from '../db/audit.js'
 import {
@@ -12,8 +13,10 @@ import {
   entryAtAudited,
   revisionsOf,
   writeEntry,
+  writeEntryOnce,
 } from '../db/config.js'
 import type { Db } from '../db/database.js'
+import type { MadeOnce, OnceValues } from '../db/idempotency.js'
 import { sqlState, violatesUnique } from '../db/pg-errors.js'
 import { AppError, notFound, validationFailed } from '../errors.js'
 import { PLACEHOLDER, hasPlaceholder, maskValue, revealValue, sealValue } from '../security/config-secrets.js'
@@ -27,6 +30,7 @@ import { type AppEnv, setHeader } from './context.js'
 import { decodeCursor, limit, pageOf } from './cursor.js'
 import {
   anyJson,
+  entryAnswer,
   entryResponse,
   maskedText,
   entrySchema,
@@ -35,7 +39,7 @@ import {
   revisionSchema,
   sealAddress,
 } from './config-entry.js'
-import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
+import { type IdempotencyDeps, idempotencyKey, idempotent, idempotentStatement } from './idempotency.js'
 import { etag, isUnchanged, preconditionOf, preconditionRequired, stale } from './preconditions.js'
 import { json, problems } from './schemas.js'
 import { createRouter, jsonBody, jsonTree } from './validate.js'
@@ -51,7 +55,7 @@ const MAX_ATTEMPTS = 100
 /** What a value may be made of: sealing and masking visit every node. */
 const MAX_NODES = 20_000
 
-const entryAnswer = { description: 'The entry, secrets masked; ETag is its version', ...json(entrySchema) }
+const entryShown = { description: 'The entry, secrets masked; ETag is its version', ...json(entrySchema) }
 
 /** Entries of all four scopes: read, create or replace, merge, delete; every change has its revision. */
 export function configRoutes(deps: ConfigDeps) {
@@ -76,7 +80,7 @@ export function configRoutes(deps: ConfigDeps) {
         summary: `Read a ${scope} entry`,
         ...reads,
         request: { params, query: query.extend({ reveal: z.enum(['true', 'false']).optional() }) },
-        responses: { 200: entryAnswer, 304: { description: 'Unchanged since If-None-Match' }, ...problems },
+        responses: { 200: entryShown, 304: { description: 'Unchanged since If-None-Match' }, ...problems },
       }),
       async (c) => {
         const { reveal, ...rest } = c.req.valid('query')
@@ -111,7 +115,7 @@ export function configRoutes(deps: ConfigDeps) {
         ...writes,
         parameters: [idempotencyKey],
         request: { params, query, body: { required: true, ...json(putBody) } },
-        responses: { 200: entryAnswer, 201: entryAnswer, ...problems },
+        responses: { 200: entryShown, 201: entryShown, ...problems },
       }),
       async (c) => {
         const address = addressFor(
@@ -129,14 +133,27 @@ export function configRoutes(deps: ConfigDeps) {
           tags: body.tags,
           description: body.description,
         })
-        return await idempotent(c, deps, async (db) => {
-          const entry = hasPlaceholder(body.value as JsonTree)
-            ? await changeStored(db, c, address, precondition, (stored) =>
-                write(stored && parseStoredJson(stored.value)),
-              )
-            : await tryWrite(db, c, address, write(undefined), precondition)
+        const status = precondition.is === 'absent' ? 201 : 200
+        const answer = (entry: StoredEntry | undefined) => {
           if (entry === undefined) throw notAsExpected(c)
-          return entryResponse(c, entry, precondition.is === 'absent' ? 201 : 200, maskedText(entry.value))
+          return entryResponse(c, entry, status, maskedText(entry.value))
+        }
+        // What the placeholders stand for has to be read first.
+        if (hasPlaceholder(body.value as JsonTree))
+          return await idempotent(c, deps, async (db) =>
+            answer(
+              await changeStored(db, c, address, precondition, (stored) =>
+                write(stored && parseStoredJson(stored.value)),
+              ),
+            ),
+          )
+        return await idempotentStatement(c, deps, {
+          change: async () => answer(await tryWrite(db, c, address, write(undefined), precondition)),
+          once: (values) => tryWriteOnce(c, address, write(undefined), precondition, values),
+          refuse() {
+            throw notAsExpected(c)
+          },
+          status,
         })
       },
     )
@@ -153,7 +170,7 @@ export function configRoutes(deps: ConfigDeps) {
           query,
           body: { required: true, content: { 'application/merge-patch+json': { schema: anyJson } } },
         },
-        responses: { 200: entryAnswer, ...problems },
+        responses: { 200: entryShown, ...problems },
       }),
       async (c) => {
         const address = addressFor(
@@ -209,13 +226,22 @@ export function configRoutes(deps: ConfigDeps) {
           tags: [],
           description: null,
         }
-        const expected: Expected = preconditionOf(c) ?? { is: 'version', versions: [0] }
-        return await idempotent(c, deps, async (db) => {
-          const deleted =
-            expected.is === 'absent' ? undefined : await tryWrite(db, c, address, tombstone, expected)
-          if (deleted !== undefined) return c.body(null, 204)
+        const asked = preconditionOf(c)
+        // No version is 0: nothing is deleted, and the refusal says why.
+        const expected: Expected =
+          asked === undefined || asked.is === 'absent' ? { is: 'version', versions: [0] } : asked
+        const refuse = async (): Promise<never> => {
           const [current] = await asCaller(db, c.get('caller'), entryAt(db, address))
           throw current === undefined ? notFound('entry') : notAsExpected(c)
+        }
+        return await idempotentStatement(c, deps, {
+          async change() {
+            const deleted = await tryWrite(db, c, address, tombstone, expected)
+            return deleted === undefined ? await refuse() : c.body(null, 204)
+          },
+          once: (values) => tryWriteOnce(c, address, tombstone, expected, values),
+          refuse,
+          status: 204,
         })
       },
     )
@@ -304,17 +330,26 @@ export function configRoutes(deps: ConfigDeps) {
     write: EntryWrite,
     expected: Expected,
   ): Promise<StoredEntry | undefined> {
-    try {
-      const event = configEvent(c, address, `config.${write.operation}`)
-      const [entry] = await asCaller(db, c.get('caller'), writeEntry(db, address, write, expected, event))
-      return entry
-    } catch (error) {
-      // Someone else created it in the same moment.
-      if (violatesUnique(error, 'config_entries_pkey')) throw notAsExpected(c)
-      if (sqlState(error) === '42501')
-        throw new AppError('forbidden', 'You may not change this entry.', { cause: error })
-      throw error
-    }
+    const event = configEvent(c, address, `config.${write.operation}`)
+    return await attempt(db, c, writeEntry(db, address, write, expected, event))
+  }
+
+  /** The same under an Idempotency-Key, with its answer. */
+  async function tryWriteOnce(
+    c: Context<AppEnv>,
+    address: Address,
+    write: EntryWrite,
+    expected: Expected,
+    values: OnceValues,
+  ): Promise<MadeOnce | undefined> {
+    const { operation, secretPaths: secret_paths, tags, description, value } = write
+    const updated_by = c.get('caller').actor.name
+    const answer =
+      operation === 'delete'
+        ? undefined
+        : entryAnswer({ ...address, secret_paths, tags, description, updated_by }, maskedText(value))
+    const event = configEvent(c, address, `config.${operation}`)
+    return await attempt(db, c, writeEntryOnce(db, address, write, expected, event, values, answer))
   }
 
   function sealedText(
@@ -339,6 +374,19 @@ function refusePatchBelowSecret(masked: JsonTree | undefined, patch: JsonTree, p
     throw validationFailed(toPointer(place), 'This is sealed as a whole: send it in full by PUT.')
   for (const [name, child] of Object.entries(patch))
     refusePatchBelowSecret(childAt(masked, name), child, [...place, name])
+}
+
+async function attempt<R>(db: Db, c: Context<AppEnv>, statement: Compilable<R>): Promise<R | undefined> {
+  try {
+    const [row] = await asCaller(db, c.get('caller'), statement)
+    return row
+  } catch (error) {
+    // Someone else created it in the same moment.
+    if (violatesUnique(error, 'config_entries_pkey')) throw notAsExpected(c)
+    if (sqlState(error) === '42501')
+      throw new AppError('forbidden', 'You may not change this entry.', { cause: error })
+    throw error
+  }
 }
 
 /** Why a write met another state than it is for: one that the caller named, or none where one is required. */

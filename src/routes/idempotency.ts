@@ -1,25 +1,23 @@
-import { createHash, createHmac } from 'node:crypto'
 import type { Context } from 'hono'
-import { routePath } from 'hono/route'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { asCaller, withCommit } from '../db/as-caller.js'
 import type { Db } from '../db/database.js'
 import {
-  type AnswerId,
   type FoundAnswer,
+  type MadeOnce,
+  type OnceValues,
   type StoredAnswer,
   answerUnder,
   forgetExpiredAnswer,
   keepAnswer,
+  onceValues,
 } from '../db/idempotency.js'
 import { actorText } from '../db/identity.js'
 import { inTransaction } from '../db/transaction.js'
 import { AppError, type ErrorCode, validationFailed } from '../errors.js'
-import { canonicalJson } from '../security/json-text.js'
-import type { JsonTree } from '../security/json-tree.js'
-import { redactSecrets } from '../security/redact.js'
 import type { KeyRing } from '../security/secret-box.js'
 import type { AppEnv } from './context.js'
+import { type KeyedRequest, keyedRequest } from './idempotency-request.js'
 
 export interface IdempotencyDeps {
   db: Db
@@ -56,6 +54,8 @@ const MADE_BEFORE = new Set<ErrorCode>([
 /** `response` of the table, as JSON. */
 type Kept = { headers: Record<string, string> } & ({ body: string | null } | { shownOnce: number })
 
+const NO_CONTENT = JSON.stringify({ headers: {}, body: null } satisfies Kept)
+
 /**
  * A change that an Idempotency-Key makes once (draft-ietf-httpapi-idempotency-key-header). To be called
  * when the caller is known to have the right: the first answer to the same request is given again, whatever
@@ -78,7 +78,7 @@ export async function idempotent<R extends Response, P = undefined>(
   {
     about = '',
     prepare,
-    compared = async (compare) => await Promise.resolve(compare()),
+    compared = async (compare) => compare(),
   }: {
     about?: string
     prepare?: () => Promise<P>
@@ -89,36 +89,91 @@ export async function idempotent<R extends Response, P = undefined>(
   if (header === undefined) return await change(db, () => undefined, (await prepare?.()) as P)
 
   const { caller } = c.var
-  const route = `${c.req.method} ${routePath(c)}`
-  const id: AnswerId = { caller: actorText(caller.actor), route, key: readKey(header) }
-  const hashes = await requestHashes(c, ring, id, about)
-  let found: FoundAnswer | undefined
+  const request = await keyedRequest(c, ring, header, about)
+  const { id, hashes } = request
   if (prepare !== undefined) {
-    ;[found] = await asCaller(db, caller, answerUnder(db, id))
-    if (found?.fresh === true) return (await compared(replaying(c, found, hashes))) as R
+    const [found] = await asCaller(db, caller, answerUnder(db, id))
+    if (found?.fresh === true) return (await compared(() => replay(c, found, hashes))) as R
   }
   const prepared = (await prepare?.()) as P
-  try {
-    const response = await inTransaction(db, caller, async (tx) => {
+  const make = () =>
+    inTransaction(db, caller, async (tx): Promise<Outcome<R>> => {
       // BEGIN and identity travel with it, and hold for what follows.
-      ;[found] = (await tx.executeQuery(answerUnder(tx, id))).rows
-      if (found === undefined || found.fresh === true || !found.locked) return undefined
+      const [found] = (await tx.executeQuery(answerUnder(tx, id))).rows
+      if (found === undefined || found.fresh === true || !found.locked) return { found }
       let shownOnce: number | undefined
       const response = await change(tx, (resource) => (shownOnce = resource), prepared)
-      if (!response.ok) return response
+      if (!response.ok) return { response }
       const kept = JSON.stringify(await keptOf(response, shownOnce))
       if (found.fresh === false) await tx.executeQuery(forgetExpiredAnswer(tx, id))
-      const answer = { request_hash: hashes[0] ?? '', status: response.status, response: kept }
+      const answer = { request_hash: hashes[0], status: response.status, response: kept }
       await withCommit(tx, caller, keepAnswer(tx, id, answer))
-      return response
+      return { response }
     })
-    if (response !== undefined) return response
+  return await firstOrAgain(c, db, request, make, compared)
+}
+
+/**
+ * The same for a change that is one statement, which looks, changes and keeps in one round trip. Without the header `change`
+ * runs; with it `once`, which is that statement (withTurn, withAnswer) for these values. Where it has changed and kept
+ * nothing, `refuse` throws why. The answer has this status, and no content unless the statement says another `answer`.
+ */
+export async function idempotentStatement<R extends Response>(
+  c: Context<AppEnv>,
+  { db, ring }: IdempotencyDeps,
+  {
+    change,
+    once,
+    refuse,
+    status,
+    about = '',
+  }: {
+    change: () => Promise<R>
+    once: (values: OnceValues) => Promise<MadeOnce | undefined>
+    refuse?: () => Promise<never> | never
+    status: number
+    about?: string
+  },
+): Promise<R> {
+  const header = c.req.header('idempotency-key')
+  if (header === undefined) return await change()
+
+  const request = await keyedRequest(c, ring, header, about)
+  const { id, hashes } = request
+  const values = onceValues(id, { request_hash: hashes[0], status, response: NO_CONTENT })
+  return await firstOrAgain(c, db, request, async () => {
+    let found = await once(values)
+    if (found?.fresh === false) {
+      await asCaller(db, c.var.caller, forgetExpiredAnswer(db, id))
+      found = await once(values)
+    }
+    if (typeof found?.made === 'string') return { response: answered(c, status, found.made) as R }
+    if (found?.locked === true && found.fresh === null) await refuse?.()
+    return { found }
+  })
+}
+
+/** What a try to be the first came to: its own answer, or what it found instead. */
+type Outcome<R> = { response: R; found?: never } | { response?: never; found: FoundAnswer | undefined }
+
+async function firstOrAgain<R extends Response>(
+  c: Context<AppEnv>,
+  db: Db,
+  { id, hashes }: KeyedRequest,
+  make: () => Promise<Outcome<R>>,
+  compared: (compare: () => Response) => Promise<Response> = async (compare) => compare(),
+): Promise<R> {
+  let found: FoundAnswer | undefined
+  try {
+    const outcome = await make()
+    if (outcome.response !== undefined) return outcome.response
+    found = outcome.found
   } catch (error) {
     // What was prepared for an answer that is not given.
     for (const name of KEPT_HEADERS) c.header(name, undefined)
     // Made a moment ago, between the look and its lock? Then the change refused itself, or the row its place.
     if (!(error instanceof AppError) || !MADE_BEFORE.has(error.code)) throw error
-    ;[found] = await asCaller(db, caller, answerUnder(db, id))
+    ;[found] = await asCaller(db, c.var.caller, answerUnder(db, id))
     if (found?.fresh !== true) throw error
   }
   if (found?.fresh !== true) {
@@ -126,19 +181,21 @@ export async function idempotent<R extends Response, P = undefined>(
       retryAfterSeconds: 1,
     })
   }
-  return (await compared(replaying(c, found, hashes))) as R
-}
-
-function replaying(c: Context<AppEnv>, found: StoredAnswer, hashes: string[]): () => Response {
-  return () => replay(c, found, hashes)
+  const first = found
+  return (await compared(() => replay(c, first, hashes))) as R
 }
 
 function replay(c: Context<AppEnv>, found: StoredAnswer, hashes: string[]): Response {
   if (!hashes.includes(found.request_hash)) {
     throw validationFailed('', 'This Idempotency-Key was used for another request.')
   }
-  const kept = JSON.parse(found.response) as Kept
-  const headers = { ...kept.headers, 'idempotent-replayed': 'true' }
+  return answered(c, found.status, found.response, { 'idempotent-replayed': 'true' })
+}
+
+/** What is kept, as the answer it is. */
+function answered(c: Context<AppEnv>, status: number, text: string, replayed = {}): Response {
+  const kept = JSON.parse(text) as Kept
+  const headers = { ...kept.headers, ...replayed }
   if ('shownOnce' in kept) {
     throw new AppError(
       'already_done',
@@ -146,7 +203,7 @@ function replay(c: Context<AppEnv>, found: StoredAnswer, hashes: string[]): Resp
       { headers },
     )
   }
-  return c.newResponse(kept.body, found.status as ContentfulStatusCode, headers)
+  return c.newResponse(kept.body, status as ContentfulStatusCode, headers)
 }
 
 async function keptOf(response: Response, shownOnce: number | undefined): Promise<Kept> {
@@ -160,54 +217,4 @@ async function keptOf(response: Response, shownOnce: number | undefined): Promis
   if (response.headers.get('cache-control')?.includes('no-store') === true)
     throw new Error('an answer with a secret must name its resource: call once(id)')
   return { headers, body: response.body === null ? null : await response.clone().text() }
-}
-
-/**
- * The key of a header: bare or a structured-field string (RFC 9651, section 3.3.3), whose quotes and
- * escapes are not part of it. `invalid_request` unless it is 1 to 255 visible ASCII characters.
- */
-function readKey(header: string): string {
-  const quoted = /^"((?:[\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(header)?.[1]
-  const key = quoted?.replaceAll(/\\(.)/g, '$1') ?? /^[\x21\x23-\x7e]*$/.exec(header)?.[0] ?? ''
-  if (key.length < 1 || key.length > 255) {
-    throw new AppError('invalid_request', 'Idempotency-Key: 1 to 255 visible ASCII characters.')
-  }
-  return key
-}
-
-/**
- * What tells one request from another: address with query, preconditions, for whom, about what, and the
- * body's bytes. The first hash is the one to keep; the others are those of older keys, so that changing
- * ENCRYPTION_KEY breaks no retry.
- *
- * A body may hold a secret that is easy to guess, hence the key: a copy of the table proves no guess.
- * Without ENCRYPTION_KEY there is none: a random one would call honest retries another request after a restart, and
- * on every other replica. Then whatever is named like a secret is left out of the hash, passwords before all.
- */
-async function requestHashes(
-  c: Context<AppEnv>,
-  ring: KeyRing | null,
-  id: AnswerId,
-  about: string,
-): Promise<string[]> {
-  const { pathname, search } = new URL(c.req.url)
-  const conditions = [c.req.header('if-match') ?? null, c.req.header('if-none-match') ?? null]
-  const asked = JSON.stringify([id, pathname + search, conditions, c.var.caller.onBehalfOf, about])
-  // What no jsonBody has read is no part of the request to its route, and may be of any size.
-  const hasBody = 'arrayBuffer' in c.req.bodyCache
-  if (ring === null) {
-    const { tree } = redactSecrets(hasBody ? await c.req.json<JsonTree>() : null, {
-      maxStringLength: Infinity,
-    })
-    return [
-      createHash('sha256')
-        .update(`${asked}\n${canonicalJson(tree)}`)
-        .digest('hex'),
-    ]
-  }
-  const body = hasBody ? await c.req.arrayBuffer() : new ArrayBuffer(0)
-  const hashers = [...ring.keys.values()].map((key) =>
-    createHmac('sha256', key).update('idempotency-request:'),
-  )
-  return hashers.map((hasher) => hasher.update(`${asked}\n`).update(new Uint8Array(body)).digest('hex'))
 }

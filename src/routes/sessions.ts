@@ -2,6 +2,7 @@ import { createRoute, z } from '@hono/zod-openapi'
 import { asApp, asCaller } from '../db/as-caller.js'
 import {
   endSession,
+  endSessionOnce,
   endSessions,
   sessionByTokenHash,
   sessionsPage,
@@ -13,7 +14,7 @@ import { hashToken, tokenKind } from '../security/tokens.js'
 import { type CallerDeps, guard } from './caller.js'
 import { idBehind, limit, pageOf } from './cursor.js'
 import { eventOf } from './events.js'
-import { type IdempotencyDeps, idempotencyKey, idempotent } from './idempotency.js'
+import { type IdempotencyDeps, idempotencyKey, idempotent, idempotentStatement } from './idempotency.js'
 import { idParam, json, problems, sessionOut, sessionSchema, userSchema } from './schemas.js'
 import { createRouter, jsonBody, refuseIdempotencyKey } from './validate.js'
 
@@ -65,15 +66,19 @@ export function sessionRoutes(deps: CallerDeps & IdempotencyDeps) {
           target: `users/${session.id}`,
           message: 'Signed out',
         })
-        return await idempotent(
-          c,
-          deps,
-          async (db) => {
-            await asCaller(db, caller, endSession(db, session.session_id, session.id, event))
+        const { session_id: sessionId, id } = session
+        return await idempotentStatement(c, deps, {
+          async change() {
+            await asCaller(db, caller, endSession(db, sessionId, id, event))
             return c.body(null, 204)
           },
-          { about: `sessions/${session.session_id}` },
-        )
+          async once(values) {
+            const [found] = await asCaller(db, caller, endSessionOnce(db, sessionId, id, event, values))
+            return found
+          },
+          status: 204,
+          about: `sessions/${sessionId}`,
+        })
       },
     )
     .openapi(

@@ -127,9 +127,64 @@ const count = async (text: string, ...values: unknown[]): Promise<number> =>
 const revisions = (path: string) =>
   count('select from config_revisions where key = $1', path.split('/').at(-1))
 const kept = (key: string) => count('select from idempotency_keys where key = $1', key)
+const auditRows = () => count("select from audit_events where source = 'service'")
+const expire = (key: string) =>
+  count("update idempotency_keys set created_at = now() - interval '24 hours' where key = $1", key)
+
+/** Others than these tests wait for locks on this server. */
+const waitingForUs = () =>
+  count(
+    `select from pg_locks mine join pg_locks theirs
+         on (theirs.transactionid, theirs.objid) is not distinct from (mine.transactionid, mine.objid)
+        and theirs.locktype = mine.locktype
+      where mine.pid = pg_backend_pid() and mine.locktype in ('transactionid', 'advisory') and not theirs.granted`,
+  )
+
+/** A further session of the owner. */
+async function signedIn(): Promise<string> {
+  const own = createToken('gzs_')
+  await superuser.query(
+    "insert into auth_sessions (session_token, user_id, expires_at) values ($1, $2, now() + interval '1 day')",
+    [hashToken(own), owner],
+  )
+  return own
+}
+
+type Call = ReturnType<typeof routesOver>
+type Told = Awaited<ReturnType<Call>>
+
+/**
+ * Connections made from now on find a slow function in place of pg_try_advisory_xact_lock: it waits for the test, in
+ * the midst of its statement, whose snapshot is made by then.
+ */
+async function lateForItsLock() {
+  const { database } = superuser
+  await superuser.query(`
+    create function public.pg_try_advisory_xact_lock(number bigint) returns boolean language plpgsql as $$
+    begin
+      perform pg_catalog.pg_advisory_xact_lock_shared(4711);
+      return pg_catalog.pg_try_advisory_xact_lock(number);
+    end $$;
+    alter database ${database} set search_path = public, pg_catalog`)
+  const call = routesOver(open(1))
+  await call('GET', '/v1/config/global/none')
+  await superuser.query(`alter database ${database} reset search_path`)
+  return async (second: (call: Call) => Promise<Told>, first: () => Promise<Told>) => {
+    await superuser.query('select pg_advisory_lock(4711)')
+    try {
+      const waits = second(call)
+      await expect.poll(waitingForUs, { timeout: 10_000 }).toBe(1)
+      const told = { first: await first() }
+      await superuser.query('select pg_advisory_unlock(4711)')
+      return { ...told, second: await waits }
+    } finally {
+      await superuser.query('select pg_advisory_unlock_all()')
+    }
+  }
+}
 
 describe('a change with a key', () => {
-  it('takes three round trips and a replay two, where one without takes one; who asks travels along', async () => {
+  it('takes one round trip, a replay too, where it is one statement; three and two where it is more', async () => {
     const watched = new Watched(open(1))
     const call = routesOver(watched)
     const [path, key] = entry()
@@ -141,14 +196,34 @@ describe('a change with a key', () => {
     expect(await trips(call('GET', path))).toEqual([404, 2])
     expect(await trips(call('PUT', path, undefined, { value: {} }))).toEqual([201, 1])
     const match = { 'if-match': '"1"' }
-    expect(await trips(call('PUT', path, key, { value: { a: 1 } }, match))).toEqual([200, 3])
-    expect(await trips(call('PUT', path, key, { value: { a: 1 } }, match))).toEqual([200, 2])
-    expect(await trips(call('PUT', path, key, { value: { a: 2 } }, match))).toEqual([422, 2])
+    expect(await trips(call('PUT', path, key, { value: { a: 1 } }, match))).toEqual([200, 1])
+    expect(await trips(call('PUT', path, key, { value: { a: 1 } }, match))).toEqual([200, 1])
+    expect(await trips(call('PUT', path, key, { value: { a: 2 } }, match))).toEqual([422, 1])
+    // A refusal looks once more whether it was made already.
+    expect(await trips(call('PUT', path, `${key}-stale`, { value: 1 }, match))).toEqual([412, 2])
+    // What was expired is in the way, is taken out of it, and the statement sent again.
+    await expire(key)
+    const whatever = { 'if-match': '*' }
+    expect(await trips(call('PUT', path, key, { value: { a: 3 } }, whatever))).toEqual([200, 3])
+    expect(await trips(call('PUT', path, key, { value: { a: 3 } }, whatever))).toEqual([200, 1])
+    // These read first.
     expect(await trips(call('PATCH', path, undefined, { b: 1 }))).toEqual([200, 2])
     expect(await trips(call('PATCH', path, key, { b: 2 }))).toEqual([200, 4])
-    // A refusal looks once more whether it was made already.
-    expect(await trips(call('PUT', path, `${key}-stale`, { value: 1 }, match))).toEqual([412, 4])
-    expect(await trips(call('DELETE', path, key, undefined, { 'if-match': '*' }))).toEqual([204, 3])
+    expect(await trips(call('PATCH', path, key, { b: 2 }))).toEqual([200, 2])
+    const placeholder = { value: { a: '****PSWD****' } }
+    await call('PUT', path, undefined, { value: { a: 1 }, secret_paths: [] }, whatever)
+    expect(await trips(call('PUT', path, `${key}-kept`, placeholder, whatever))).toEqual([422, 4])
+    expect(await trips(call('DELETE', path, key, undefined, whatever))).toEqual([204, 1])
+    expect(await trips(call('DELETE', path, key, undefined, whatever))).toEqual([204, 1])
+    expect(await trips(call('DELETE', path, `${key}-gone`, undefined, whatever))).toEqual([404, 3])
+
+    // A session's own routes look it up, always.
+    const logout = async (key?: string) =>
+      await trips(call('POST', '/v1/auth/logout', key, undefined, {}, await signedIn()))
+    expect([await logout(), await logout(key)]).toEqual([
+      [204, 2],
+      [204, 2],
+    ])
   })
 
   it('names its route by method and template', async () => {
@@ -182,36 +257,97 @@ describe('a change with a key', () => {
     }
   })
 
-  it('answers in_progress at once while the first one runs, and the first answer after', async () => {
+  const insertEntry = `insert into config_entries (scope, owner, environment, key, version, value, updated_by)
+    values ('global', '', '', '$key', 1, '0', 'o')`
+  const lockEntry = "select from config_entries where key = '$key' for update"
+  it.each([
+    ['a creation', 'PUT', { value: 1 }, {}, insertEntry],
+    ['a replacement', 'PUT', { value: 1 }, { 'if-match': '*' }, lockEntry],
+    ['a patch', 'PATCH', { n: 1 }, {}, lockEntry],
+    ['a deletion', 'DELETE', undefined, { 'if-match': '*' }, lockEntry],
+    ['a sign-out', 'POST', undefined, {}, 'select from auth_sessions for update'],
+  ] as const)(
+    'answers in_progress at once while the first one runs, and the first answer after: %s',
+    async (_, method, body, headers, hold) => {
+      const call = routesOver(open(5))
+      const [entryPath, key] = entry()
+      const path = method === 'POST' ? '/v1/auth/logout' : entryPath
+      const session = await signedIn()
+      if (hold === lockEntry) await call('PUT', path, undefined, { value: {} })
+      const made = await revisions(path)
+      const make = () => call(method, path, key, body, headers, session)
+      const whileTheFirstWaits = async () => {
+        await superuser.query('begin')
+        try {
+          await superuser.query(hold.replace('$key', path.split('/').at(-1) ?? ''))
+          const first = make()
+          await expect.poll(waitingForUs, { timeout: 10_000 }).toBe(1)
+          const startedAt = performance.now()
+          const second = await make()
+          expect(performance.now() - startedAt).toBeLessThan(1000)
+          return { first, second }
+        } finally {
+          await superuser.query('rollback')
+        }
+      }
+      const { first, second } = await whileTheFirstWaits()
+      expect([second.status, JSON.parse(second.text).code, second.retryAfter]).toEqual([
+        409,
+        'in_progress',
+        '1',
+      ])
+      expect((await first).status).toBeLessThan(300)
+      // After a sign-out its token names nobody.
+      if (method === 'POST') return
+      expect(await make()).toEqual({ ...(await first), replayed: true })
+      expect(await revisions(path)).toBe(made + 1)
+    },
+  )
+
+  it('whose snapshot is older than the first answer, and its lock younger, is undone and tells that answer', async () => {
+    const inTime = routesOver(open(1))
+    const session = await signedIn()
+    // Both connections are there before the lock is made to wait for the test.
+    const late = await lateForItsLock()
+    expect((await inTime('GET', '/v1/auth/session', undefined, undefined, {}, session)).status).toBe(200)
+    for (const [what, before, method, body, headers] of [
+      ['its row is there', undefined, 'PUT', { value: 1 }, {}],
+      ['its row is there', undefined, 'PUT', { value: 1 }, { 'if-none-match': '*' }],
+      ['another version', { value: 0 }, 'PUT', { value: 1 }, { 'if-match': '"1"' }],
+      ['it would be made twice', { value: 0 }, 'PUT', { value: 1 }, { 'if-match': '*' }],
+      ['its row is gone', { value: 0 }, 'DELETE', undefined, { 'if-match': '*' }],
+      ['its session is gone', undefined, 'POST', undefined, {}],
+    ] as const) {
+      const [entryPath, key] = entry()
+      const path = method === 'POST' ? '/v1/auth/logout' : entryPath
+      if (before !== undefined) await inTime('PUT', path, undefined, before)
+      const [made, events] = [await revisions(path), await auditRows()]
+      const { second, first } = await late(
+        (call) => call(method, path, key, body, headers, session),
+        () => inTime(method, path, key, body, headers, session),
+      )
+      expect(first.status, what).toBeLessThan(300)
+      expect(first.replayed).toBe(false)
+      expect(second, what).toEqual({ ...first, replayed: true })
+      expect([await auditRows(), await kept(key)], what).toEqual([events + 1, 1])
+      if (method !== 'POST') expect(await revisions(path), what).toBe(made + 1)
+    }
+  })
+
+  it('expired is made anew by one of twenty at once', async () => {
     const call = routesOver(open(5))
     const [path, key] = entry()
-    await call('PUT', path, undefined, { value: {} })
-    const whileTheFirstWaits = async () => {
-      await superuser.query('begin')
-      try {
-        await superuser.query('select from config_entries where key = $1 for update', [
-          path.split('/').at(-1),
-        ])
-        const first = call('PATCH', path, key, { n: 1 })
-        const waiting = () => count("select from pg_locks where locktype = 'transactionid' and not granted")
-        await expect.poll(waiting).toBe(1)
-        const startedAt = performance.now()
-        const second = await call('PATCH', path, key, { n: 1 })
-        expect(performance.now() - startedAt).toBeLessThan(1000)
-        return { first, second }
-      } finally {
-        await superuser.query('rollback')
-      }
-    }
-    const { first, second } = await whileTheFirstWaits()
-    expect([second.status, JSON.parse(second.text).code, second.retryAfter]).toEqual([
-      409,
-      'in_progress',
-      '1',
-    ])
-    expect((await first).status).toBe(200)
-    expect(await call('PATCH', path, key, { n: 1 })).toEqual({ ...(await first), replayed: true })
-    expect(await revisions(path)).toBe(2)
+    const put = () => call('PUT', path, key, { value: 1 }, { 'if-match': '*' })
+    await call('PUT', path, undefined, { value: 0 })
+    await put()
+    await expire(key)
+    const answers = await Promise.all(Array.from({ length: 20 }, put))
+    const done = answers.filter(({ status }) => status === 200)
+    expect(done.filter(({ replayed }) => !replayed)).toHaveLength(1)
+    expect(new Set(done.map(({ text, etag }) => text + etag)).size).toBe(1)
+    for (const { status, text } of answers)
+      if (status !== 200) expect([status, JSON.parse(text).code]).toEqual([409, 'in_progress'])
+    expect([await revisions(path), await kept(key)]).toEqual([3, 1])
   })
 
   it('needs one connection, also where several want it at once', async () => {
@@ -245,6 +381,8 @@ describe('a change with a key', () => {
 
   it('that is a sign-out says the same to a request let in before the session ended', async () => {
     const call = routesOver(open(1))
+    const signOuts = "select from audit_events where action = 'auth.logout'"
+    const before = await count(signOuts)
     const own = createToken('gzs_')
     const sessions = "values ($1, $2, now() + interval '1 day'"
     const { rows } = await superuser.query<{ id: number }>(
@@ -260,24 +398,24 @@ describe('a change with a key', () => {
       [hashToken(own), owner, rows[0]?.id],
     )
     expect(await logout()).toEqual({ ...first, replayed: true })
-    expect(await count("select from audit_events where action = 'auth.logout'")).toBe(1)
+    expect(await count(signOuts)).toBe(before + 1)
   })
 })
 
-describe('a connection that is lost after COMMIT was sent', () => {
-  /** A way to the server that is cut once it has answered a COMMIT, and only then. */
-  async function cutAfterCommit(): Promise<string> {
+describe('a connection that is lost after the change was sent', () => {
+  /** A way to the server that is cut once it has answered what has this in it, and only then. */
+  async function cutAfter(last: string): Promise<string> {
     const { hostname, port } = new URL(url)
     let armed = true
     const listener = createServer((client) => {
       const server = connect(Number(port || 5432), hostname)
-      let committing = false
+      let answering = false
       client.on('data', (chunk) => {
-        committing ||= armed && chunk.includes('commit')
+        answering ||= armed && chunk.includes(last)
         server.write(chunk)
       })
       server.on('data', (chunk) => {
-        if (!committing) return void client.write(chunk)
+        if (!answering) return void client.write(chunk)
         armed = false
         client.resetAndDestroy()
       })
@@ -293,17 +431,29 @@ describe('a connection that is lost after COMMIT was sent', () => {
     return at.href
   }
 
-  it('leaves the outcome unknown, and the same request again tells it: one change', async () => {
-    const call = routesOver(open(2, await cutAfterCommit()))
-    const [path, key] = entry()
-    const lost = await call('PUT', path, key, { value: 1 })
-    expect([lost.status, JSON.parse(lost.text).code, lost.retryAfter]).toEqual([504, 'outcome_unknown', '1'])
-    // Nothing of the answer that was to be given.
-    expect(lost.etag).toBeNull()
-    const told = await call('PUT', path, key, { value: 1 })
-    expect([told.status, told.replayed]).toEqual([201, true])
-    expect([await revisions(path), await kept(key)]).toEqual([1, 1])
-  })
+  it.each([
+    ['PUT', 'insert into idempotency_keys', { value: 1 }, { 'if-match': '*' }],
+    ['PATCH', 'commit', { a: 1 }, {}],
+    ['DELETE', 'insert into idempotency_keys', undefined, { 'if-match': '*' }],
+  ] as const)(
+    'leaves the outcome unknown, and the same request again tells it: one change, by %s',
+    async (method, last, body, headers) => {
+      const [path, key] = entry()
+      await routesOver(open(1))('PUT', path, undefined, { value: {} })
+      const call = routesOver(open(2, await cutAfter(last)))
+      const lost = await call(method, path, key, body, headers)
+      expect([lost.status, JSON.parse(lost.text).code, lost.retryAfter]).toEqual([
+        504,
+        'outcome_unknown',
+        '1',
+      ])
+      // Nothing of the answer that was to be given.
+      expect(lost.etag).toBeNull()
+      const told = await call(method, path, key, body, headers)
+      expect([told.status, told.replayed]).toEqual([method === 'DELETE' ? 204 : 200, true])
+      expect([await revisions(path), await kept(key)]).toEqual([2, 1])
+    },
+  )
 })
 
 describe('a stored answer', () => {

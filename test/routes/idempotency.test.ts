@@ -144,8 +144,11 @@ describe('a change of configuration with an Idempotency-Key', () => {
     const answers = await Promise.all(
       Array.from({ length: 20 }, () => call('PUT', `/v1/config/global/${name}`, { body: { value: 1 } }, key)),
     )
-    expect(new Set(answers.map(({ status }) => status)).size).toBeLessThanOrEqual(2)
-    for (const { status } of answers) expect([201, 409]).toContain(status)
+    const done = answers.filter(({ status }) => status === 201)
+    expect(done.filter((answer) => isReplay(answer) === null)).toHaveLength(1)
+    expect(new Set(done.map((answer) => JSON.stringify(comparable(answer)))).size).toBe(1)
+    for (const answer of answers)
+      if (answer.status !== 201) expect(code(answer)).toEqual([409, 'in_progress'])
     expect([await revisionsOf(name), await eventsOf(name)]).toEqual([1, 1])
   })
 
@@ -233,7 +236,14 @@ describe('a change of configuration with an Idempotency-Key', () => {
     expect((await call('DELETE', path, {}, remove)).status).toBe(428)
     expect((await call('DELETE', path, { headers: { 'if-match': '"1"' } }, remove)).status).toBe(412)
     expect(await keptUnder(remove)).toBe(0)
+    expect((await call('DELETE', path, { headers: { 'if-none-match': '*' } }, remove)).status).toBe(412)
     expect((await call('DELETE', path, { headers: { 'if-match': '"3"' } }, remove)).status).toBe(204)
+    const gone = newKey()
+    const removeGone = () => call('DELETE', path, { headers: { 'if-match': '*' } }, gone)
+    expect(code(await removeGone())).toEqual([404, 'not_found'])
+    expect(await keptUnder(gone)).toBe(0)
+    await call('PUT', path, { body: { value: 1 } })
+    expect((await removeGone()).status).toBe(204)
   })
 
   it('by who may not make it is refused as without a key, keeps nothing and replays nothing', async () => {
@@ -271,6 +281,51 @@ describe('a change of configuration with an Idempotency-Key', () => {
     await age('86400 seconds')
     expect((await put(2)).body.version).toBe(4)
     expect(await keptUnder(key)).toBe(1)
+  })
+
+  it('is answered and kept as what others read: the same bytes, in the format of all kept answers', async () => {
+    const path = `/v1/config/service/api/${fresh('bytes')}?environment=test`
+    const value = String.raw`{"n":1.0,"big":12345678901234567890,"text":"\\ \" \u0001 \n é 𝄞","pin":"x","token":"y"}`
+    const more = String.raw`"tags":["a\"b","\\"],"description":"of\nlines\t{}","secret_paths":["/pin"]`
+    let headers: Record<string, string> = { 'if-none-match': '*' }
+    for (const status of [201, 200, 200]) {
+      const key = newKey()
+      const first = await call('PUT', path, { body: `{"value":${value},${more}}`, headers }, key)
+      const read = await call('GET', path)
+      const etag = read.headers.get('etag') ?? ''
+      expect(comparable(first)).toEqual({ ...comparable(read), status })
+      const [row] = await service.database.read(
+        `select status, response from idempotency_keys where key = '${key}'`,
+      )
+      const kept = row as { status: number; response: string }
+      expect(kept.status).toBe(status)
+      expect(JSON.parse(kept.response)).toEqual({
+        headers: { 'content-type': 'application/json', etag },
+        body: read.text,
+      })
+      headers = { 'if-match': etag }
+    }
+  })
+
+  it('is given the answer that is kept, whoever kept it, and however', async () => {
+    const path = `/v1/config/global/${fresh('kept')}`
+    const key = newKey()
+    const put = () => call('PUT', path, { body: { value: 1 } }, key)
+    await put()
+    const keptAs = (kept: object) =>
+      service.database.read(
+        `update idempotency_keys set status = 200, response = '${JSON.stringify(kept)}' where key = '${key}'`,
+      )
+    await keptAs({ headers: { 'content-type': 'text/x', etag: '"7"', location: '/x' }, body: 'as then' })
+    const told = await put()
+    expect([told.status, told.text, isReplay(told)]).toEqual([200, 'as then', 'true'])
+    expect(['content-type', 'etag', 'location'].map((name) => told.headers.get(name))).toEqual([
+      'text/x',
+      '"7"',
+      '/x',
+    ])
+    await keptAs({ headers: {}, shownOnce: 4711 })
+    expect(code(await put())).toEqual([409, 'already_done'])
   })
 
   it('leaves no secret in what is kept, sealed or plain', async () => {
