@@ -1,7 +1,7 @@
 import { createHash, createHmac } from 'node:crypto'
 import type { Context } from 'hono'
 import { routePath } from 'hono/route'
-import { actorText } from '../db/as-caller.js'
+import { actorText } from '../db/identity.js'
 import type { AnswerId } from '../db/idempotency.js'
 import { AppError } from '../errors.js'
 import { canonicalJson } from '../security/json-text.js'

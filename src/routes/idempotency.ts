@@ -12,7 +12,6 @@ import {
   keepAnswer,
   onceValues,
 } from '../db/idempotency.js'
-import { actorText } from '../db/identity.js'
 import { inTransaction } from '../db/transaction.js'
 import { AppError, type ErrorCode, validationFailed } from '../errors.js'
 import type { KeyRing } from '../security/secret-box.js'
