@@ -60,16 +60,14 @@ const findSession = compileOnce((db, tokenHash: string, idleSeconds: string): Co
 }, 2)
 
 /** Counts as activity; at most once a minute, also when several requests find it due. For asApp. */
-export function touchSession(db: Db, sessionId: number): Compilable<unknown> {
-  return rememberActivity(db, { sessionId })
-}
-
-const rememberActivity = compileBySet((db, { sessionId }: { sessionId: number }): Compilable<unknown> =>
-  db
-    .updateTable('auth_sessions')
-    .set({ last_activity: sql`now()` })
-    .where('id', '=', sessionId)
-    .where('last_activity', '<', sql<string>`now() - interval '60 seconds'`),
+export const touchSession = compileOnce(
+  (db, sessionId: number): Compilable<unknown> =>
+    db
+      .updateTable('auth_sessions')
+      .set({ last_activity: sql`now()` })
+      .where('id', '=', sessionId)
+      .where('last_activity', '<', sql<string>`now() - interval '60 seconds'`),
+  1,
 )
 
 export interface NewSession {
@@ -175,7 +173,19 @@ export function sessionsPage(
   before: number | undefined,
   size: number,
 ): Compilable<ListedSession> {
-  const idle = sql`cast(${`${idleSeconds} seconds`} as interval)`
+  return findSessions(db, { userId, idleSeconds: `${idleSeconds} seconds`, before, size })
+}
+
+interface SessionsPage {
+  userId: number
+  idleSeconds: string
+  before: number | undefined
+  size: number
+}
+
+const findSessions = compileBySet((db, page: SessionsPage): Compilable<ListedSession> => {
+  const { userId, before, size } = page
+  const idle = sql`cast(${page.idleSeconds} as interval)`
   const query = db
     .selectFrom('auth_sessions')
     .select([
@@ -191,7 +201,7 @@ export function sessionsPage(
     .where('expires_at', '>', sql<string>`now()`)
     .where('last_activity', '>', sql<string>`now() - ${idle}`)
   return (before === undefined ? query : query.where('id', '<', before)).orderBy('id', 'desc').limit(size)
-}
+})
 
 /** Ends one session with its audit row; no row when it is gone or not the caller's. */
 export function endSession(
@@ -213,15 +223,24 @@ export function endSessions(
   keepId: number | null,
   event: ServiceEvent,
 ): Compilable<{ id: number }> {
+  return removeSessions(db, Object.assign(auditValues(event), { ownerId: userId, keptId: keepId ?? 0 }))
+}
+
+interface Ending extends AuditValues {
+  ownerId: number
+  keptId: number
+}
+
+const removeSessions = compileBySet((db, given: Ending): Compilable<{ id: number }> => {
   const change = db.with('change', (qc) =>
     qc
       .deleteFrom('auth_sessions')
-      .where('user_id', '=', userId)
-      .where('id', '<>', keepId ?? 0)
+      .where('user_id', '=', given.ownerId)
+      .where('id', '<>', given.keptId)
       .returning('id'),
   )
-  return withAudit(change, event).selectFrom('change').select('change.id')
-}
+  return withAuditRow(change, given).selectFrom('change').select('change.id')
+})
 
 /** The password was given again in this session, with its audit row. */
 export function reauthenticateSession(
@@ -229,27 +248,40 @@ export function reauthenticateSession(
   sessionId: number,
   event: ServiceEvent,
 ): Compilable<{ id: number }> {
-  const change = db.with('change', (qc) =>
-    qc
-      .updateTable('auth_sessions')
-      .set({ authenticated_at: sql`now()` })
-      .where('id', '=', sessionId)
-      .returning('id'),
-  )
-  return withAudit(change, event).selectFrom('change').select('change.id')
+  // The event's sessionId is that of the consumer.
+  return authenticateAgain(db, Object.assign(auditValues(event), { ownId: sessionId }))
 }
+
+const authenticateAgain = compileBySet(
+  (db, given: AuditValues & { ownId: number }): Compilable<{ id: number }> => {
+    const change = db.with('change', (qc) =>
+      qc
+        .updateTable('auth_sessions')
+        .set({ authenticated_at: sql`now()` })
+        .where('id', '=', given.ownId)
+        .returning('id'),
+    )
+    return withAuditRow(change, given).selectFrom('change').select('change.id')
+  },
+)
 
 /** Sessions over by either limit go; for JOBS. */
 export function pruneSessions(db: Db, idleSeconds: number): Compilable<unknown> {
-  return db
-    .deleteFrom('auth_sessions')
-    .where((eb) =>
-      eb.or([
-        eb('expires_at', '<=', sql<string>`now()`),
-        eb('last_activity', '<=', sql<string>`now() - cast(${`${idleSeconds} seconds`} as interval)`),
-      ]),
-    )
+  return removeEnded(db, `${idleSeconds} seconds`)
 }
+
+const removeEnded = compileOnce(
+  (db, idleSeconds: string): Compilable<unknown> =>
+    db
+      .deleteFrom('auth_sessions')
+      .where((eb) =>
+        eb.or([
+          eb('expires_at', '<=', sql<string>`now()`),
+          eb('last_activity', '<=', sql<string>`now() - cast(${idleSeconds} as interval)`),
+        ]),
+      ),
+  1,
+)
 
 /** The session and user parts of a look-up, as the API shows them. */
 export function userOf(row: SessionUser): User {
