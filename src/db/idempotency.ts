@@ -59,23 +59,45 @@ const lockAndRead = compileOnce(
 
 /** Keeps the first answer with the change it tells of. A unique violation (23505) when there is one. */
 export function keepAnswer(tx: Tx, id: AnswerId, answer: StoredAnswer): Compilable<unknown> {
-  return tx.insertInto('idempotency_keys').values({ ...id, ...answer })
+  return insertAnswer(tx, id.caller, id.route, id.key, answer.request_hash, answer.status, answer.response)
 }
+
+const insertAnswer = compileOnce(
+  (
+    db,
+    caller: string,
+    route: string,
+    key: string,
+    request_hash: string,
+    status: number,
+    response: string,
+  ): Compilable<unknown> =>
+    db.insertInto('idempotency_keys').values({ caller, route, key, request_hash, status, response }),
+  6,
+)
 
 /** Makes room for a new answer; one that is not expired stays. */
 export function forgetExpiredAnswer(tx: Tx, { caller, route, key }: AnswerId): Compilable<unknown> {
-  return tx
-    .deleteFrom('idempotency_keys')
-    .where('caller', '=', caller)
-    .where('route', '=', route)
-    .where('key', '=', key)
-    .where('created_at', '<=', sql<string>`now() - interval '24 hours'`)
+  return deleteExpired(tx, caller, route, key)
 }
 
+const deleteExpired = compileOnce(
+  (db, caller: string, route: string, key: string): Compilable<unknown> =>
+    db
+      .deleteFrom('idempotency_keys')
+      .where('caller', '=', caller)
+      .where('route', '=', route)
+      .where('key', '=', key)
+      .where('created_at', '<=', sql<string>`now() - interval '24 hours'`),
+  3,
+)
+
 /** Every caller's expired answers go; for JOBS. */
-export function pruneAnswers(db: Db): Compilable<unknown> {
-  return db.deleteFrom('idempotency_keys').where('created_at', '<=', sql<string>`now() - interval '24 hours'`)
-}
+export const pruneAnswers = compileOnce(
+  (db): Compilable<unknown> =>
+    db.deleteFrom('idempotency_keys').where('created_at', '<=', sql<string>`now() - interval '24 hours'`),
+  0,
+)
 
 /** 63 bits: two keys that share them by chance only answer `in_progress` while both are worked on. */
 function lockNumber({ caller, route, key }: AnswerId): string {
