@@ -21,7 +21,9 @@ export interface TestDatabase {
 }
 
 /** TEST_LANES=0: everything through the pool. In a pool of one no lane may hide who holds its only connection. */
-export const LANES = Number(process.env['TEST_LANES'] ?? (process.env['TEST_POOL_SIZE'] === undefined ? 2 : 0))
+export const LANES = Number(
+  process.env['TEST_LANES'] ?? (process.env['TEST_POOL_SIZE'] === undefined ? 2 : 0),
+)
 
 /** An empty, migrated database of one's own on the engine of this run. */
 export async function createTestDatabase(settings: Partial<PostgresSettings> = {}): Promise<TestDatabase> {
