@@ -1,6 +1,6 @@
 import { type Compilable, sql } from 'kysely'
-import { type ServiceEvent, withAudit } from './audit.js'
-import { compileOnce } from './compile-once.js'
+import { type AuditValues, type ServiceEvent, auditValues, withAuditRow } from './audit.js'
+import { compileBySet, compileOnce } from './compile-once.js'
 import type { Db, Tx } from './database.js'
 import type { Role, User } from './users.js'
 
@@ -50,12 +50,14 @@ export const keyByHash = compileOnce(
 )
 
 /** Remembers the use, at most once a minute. For asApp. */
-export function touchKey(db: Db, keyId: number): Compilable<unknown> {
-  return db
-    .updateTable('auth_api_keys')
-    .set({ last_used_at: sql`now()` })
-    .where('id', '=', keyId)
-}
+export const touchKey = compileOnce(
+  (db, keyId: number): Compilable<unknown> =>
+    db
+      .updateTable('auth_api_keys')
+      .set({ last_used_at: sql`now()` })
+      .where('id', '=', keyId),
+  1,
+)
 
 /** A key as callers see one; never with its hash. */
 export interface ApiKey {
@@ -92,21 +94,32 @@ export interface NewKey {
 
 /** Creates a key with its audit row. */
 export function createKey(db: Db | Tx, key: NewKey, event: ServiceEvent): Compilable<ApiKey> {
+  const { userId: ownerId, expiresAt = null, ...given } = key
+  return insertKey(db, Object.assign(auditValues(event), given, { ownerId, expiresAt }))
+}
+
+/** The event has a user of its own: who asks. */
+interface KeyRow extends Omit<NewKey, 'userId'>, AuditValues {
+  ownerId: number
+  expiresAt: string | null
+}
+
+const insertKey = compileBySet((db, given: KeyRow): Compilable<ApiKey> => {
   const change = db.with('change', (qc) =>
     qc
       .insertInto('auth_api_keys')
       .values({
-        user_id: key.userId,
-        name: key.name,
-        prefix: key.prefix,
-        key_hash: key.keyHash,
-        scopes: [...key.scopes],
-        expires_at: key.expiresAt ?? null,
+        user_id: given.ownerId,
+        name: given.name,
+        prefix: given.prefix,
+        key_hash: given.keyHash,
+        scopes: given.scopes as Scope[],
+        expires_at: given.expiresAt,
       })
       .returning(KEY_COLUMNS),
   )
-  return withAudit(change, event).selectFrom('change').selectAll().$narrowType<{ scopes: Scope[] }>()
-}
+  return withAuditRow(change, given).selectFrom('change').selectAll().$narrowType<{ scopes: Scope[] }>()
+})
 
 /** Keys that the caller may see, newest first; at most `size` of them, below the id `before`. */
 export function keysPage(
@@ -115,24 +128,37 @@ export function keysPage(
   before: number | undefined,
   size: number,
 ): Compilable<ApiKey> {
+  return findKeys(db, { userId, before, size })
+}
+
+interface KeysPage {
+  userId: number | undefined
+  before: number | undefined
+  size: number
+}
+
+const findKeys = compileBySet((db, { userId, before, size }: KeysPage): Compilable<ApiKey> => {
   let query = db.selectFrom('auth_api_keys').select(KEY_COLUMNS)
   if (userId !== undefined) query = query.where('user_id', '=', userId)
   if (before !== undefined) query = query.where('id', '<', before)
   return query.orderBy('id', 'desc').limit(size).$narrowType<{ scopes: Scope[] }>()
-}
+})
 
 /** All keys of a user by id, name and prefix; the hashes stay with gary_app. */
-export function keysOfUser(
-  db: Db | Tx,
-  userId: number,
-): Compilable<{ id: number; name: string; prefix: string }> {
-  return db.selectFrom('auth_api_keys').select(['id', 'name', 'prefix']).where('user_id', '=', userId)
-}
+export const keysOfUser = compileOnce(
+  (db, userId: number): Compilable<{ id: number; name: string; prefix: string }> =>
+    db.selectFrom('auth_api_keys').select(['id', 'name', 'prefix']).where('user_id', '=', userId),
+  1,
+)
 
 /** Revokes a key with its audit row; no row when it is gone or not the caller's to revoke. */
 export function deleteKey(db: Db | Tx, keyId: number, event: ServiceEvent): Compilable<{ id: number }> {
-  const change = db.with('change', (qc) =>
-    qc.deleteFrom('auth_api_keys').where('id', '=', keyId).returning('id'),
-  )
-  return withAudit(change, event).selectFrom('change').select('change.id')
+  return removeKey(db, Object.assign(auditValues(event), { keyId }))
 }
+
+const removeKey = compileBySet((db, given: AuditValues & { keyId: number }): Compilable<{ id: number }> => {
+  const change = db.with('change', (qc) =>
+    qc.deleteFrom('auth_api_keys').where('id', '=', given.keyId).returning('id'),
+  )
+  return withAuditRow(change, given).selectFrom('change').select('change.id')
+})

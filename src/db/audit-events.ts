@@ -1,6 +1,6 @@
 import { type Compilable, CompiledQuery, sql } from 'kysely'
 import type { Caller } from './as-caller.js'
-import { compileBySet, compileOnce } from './compile-once.js'
+import { compileBySet, compileForList, compileOnce } from './compile-once.js'
 import type { Db } from './database.js'
 import { actorText } from './identity.js'
 import { timestampToIso } from './pool.js'
@@ -66,21 +66,13 @@ export function appendEvents(caller: Caller, events: readonly NewEvent[]): Compi
 }
 
 /** What is stored under these ids, as far as the caller may see it: another's id stays invisible. */
-export function storedIds(
-  db: Db,
-  eventIds: readonly string[],
-): Compilable<{ event_id: string; actor: string; body_hash: string }> {
-  return db
-    .selectFrom('audit_event_ids')
-    .select(['event_id', 'actor', 'body_hash'])
-    .where('event_id', 'in', padded(eventIds))
-}
-
-/** To a power of two, by the first one again: eleven texts for a thousand sizes, and each can have a name. */
-function padded(eventIds: readonly string[]): string[] {
-  const length = 2 ** Math.ceil(Math.log2(eventIds.length))
-  return Array.from({ length }, (_, index) => eventIds[index] ?? eventIds[0] ?? '')
-}
+export const storedIds = compileForList(
+  (db, eventIds: readonly string[]): Compilable<{ event_id: string; actor: string; body_hash: string }> =>
+    db
+      .selectFrom('audit_event_ids')
+      .select(['event_id', 'actor', 'body_hash'])
+      .where('event_id', 'in', eventIds),
+)
 
 /** An event's columns as JSON spells them; the times as RFC 3339, without quotes. */
 export interface StoredEvent {

@@ -105,11 +105,6 @@ export function auditValues(event: ServiceEvent, options: { version?: true } = {
  * Adds to a statement whose CTE `change` makes a change: the audit row of it, in the same statement.
  * No row of `change`, no audit row.
  */
-export function withAudit<D extends DB>(creator: QueryCreator<D>, event: ServiceEvent): QueryCreator<D> {
-  return withAuditRow(creator, auditValues(event))
-}
-
-/** The same of values that were made ahead: for a statement that is compiled once. */
 export function withAuditRow<D extends DB>(creator: QueryCreator<D>, row: AuditValues): QueryCreator<D> {
   // The statement's own CTEs stay what they are; only Kysely's type of them is beyond a generic function.
   return (creator as unknown as QueryCreator<DB>)

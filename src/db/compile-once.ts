@@ -1,25 +1,25 @@
 import type { Compilable, CompiledQuery } from 'kysely'
 import type { Db } from './database.js'
 
-/** Stands for a parameter while a query is compiled; the NUL keeps it apart from every real text. */
+/** Stands for a value while a query is compiled; the NUL keeps it apart from every real text. */
 const HOLE = '\u0000hole:'
 
 /**
- * A query whose text never changes, built by Kysely once for the process: `build` is called with stand-ins for
- * the arguments, and every later call only puts its own in their places (26 us become 3). Its text must not
- * depend on the arguments, which must all be texts.
+ * A query whose text never changes, built by Kysely once for the process: `build` is called with holes in place of
+ * the arguments, and every later call only puts its own values there (26 us become 3).
+ *
+ * A hole may stand wherever a parameter may. It is no value: `build` must not decide by it, calculate with it or take
+ * it apart. That of a list is one parameter, an array; for `in` there is compileForList.
  */
-export function compileOnce<A extends string[], R>(
+export function compileOnce<A extends unknown[], R>(
   build: (db: Db, ...holes: A) => Compilable<R>,
   arity: A['length'],
 ): (db: Db, ...values: A) => Compilable<R> {
+  const names = Array.from({ length: arity }, (_, index) => String(index))
   let compiled: CompiledQuery<R> | undefined
   return (db, ...values) => {
-    compiled ??= build(
-      db,
-      ...(Array.from({ length: arity }, (_, index) => HOLE + String(index)) as A),
-    ).compile()
-    return filled(compiled, (hole) => values[Number(hole)])
+    compiled ??= compile((holes) => build(db, ...(holes as A)), names)
+    return filled(compiled, (name) => values[Number(name)])
   }
 }
 
@@ -27,8 +27,8 @@ export function compileOnce<A extends string[], R>(
 const MAX_TEXTS = 200
 
 /**
- * The same for a query whose text depends on which values are given, and on nothing else of them: built once for each
- * set of names.
+ * The same for a query whose text depends on which values are given (null is, undefined is not), and on nothing else
+ * of them: built once for each set of names.
  */
 export function compileBySet<V extends object, R>(
   build: (db: Db, holes: V) => Compilable<R>,
@@ -40,19 +40,49 @@ export function compileBySet<V extends object, R>(
     const set = names.join()
     let compiled = texts.get(set)
     if (compiled === undefined) {
-      compiled = build(db, Object.fromEntries(names.map((name) => [name, HOLE + name])) as V).compile()
+      const byName = (holes: string[]) => Object.fromEntries(names.map((name, at) => [name, holes[at]])) as V
+      compiled = compile((holes) => build(db, byName(holes)), names)
       if (texts.size < MAX_TEXTS) texts.set(set, compiled)
     }
-    return filled(compiled, (hole) => values[hole])
+    return filled(compiled, (name) => values[name])
   }
 }
 
-function filled<R>(compiled: CompiledQuery<R>, valueOf: (hole: string) => unknown): Compilable<R> {
+/**
+ * The same for a list, for `in`: filled up to a power of two with its first one again, so that a thousand lengths have
+ * eleven texts, and each can have a name. (`= any` of one array would do, but pg-mem finds nothing so by an index.)
+ */
+export function compileForList<T, R>(
+  build: (db: Db, holes: readonly T[]) => Compilable<R>,
+): (db: Db, list: readonly T[]) => Compilable<R> {
+  const bySet = compileBySet((db, holes: Record<number, T>) => build(db, Object.values(holes)))
+  return (db, list) => {
+    const length = 2 ** Math.ceil(Math.log2(list.length))
+    return bySet(
+      db,
+      Array.from({ length }, (_, at) => (list[at] ?? list[0]) as T),
+    )
+  }
+}
+
+/** Throws for a hole that became a part of another value, in whose place nothing would be put. */
+function compile<R>(build: (holes: string[]) => Compilable<R>, names: readonly string[]): CompiledQuery<R> {
+  const holes = names.map((name) => HOLE + name)
+  const compiled = build(holes).compile()
+  const spoilt = compiled.parameters.find(
+    (parameter) => typeof parameter === 'string' && parameter.includes(HOLE) && !holes.includes(parameter),
+  )
+  if (spoilt !== undefined) throw new Error(`a hole was made a part of ${JSON.stringify(spoilt)}`)
+  return compiled
+}
+
+function filled<R>(compiled: CompiledQuery<R>, valueOf: (name: string) => unknown): Compilable<R> {
   const parameters = compiled.parameters.map((parameter) =>
     typeof parameter === 'string' && parameter.startsWith(HOLE)
       ? valueOf(parameter.slice(HOLE.length))
       : parameter,
   )
-  const query = { ...compiled, parameters }
-  return { compile: () => query }
+  // Member by member: a spread costs as much as all of this.
+  const { query, queryId, sql } = compiled
+  return { compile: () => ({ query, queryId, sql, parameters }) }
 }

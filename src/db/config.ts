@@ -76,12 +76,15 @@ const readEntry = compileOnce(
 
 /** The same with an audit row of its own: for who reads the secrets in the clear. */
 export function entryAtAudited(db: Db, address: Address, event: ServiceEvent): Compilable<StoredEntry> {
-  const change = db.with('change', (qc) =>
-    qc.selectFrom('config_entries').select(ENTRY_COLUMNS).where(at(address)).where('deleted', '=', false),
-  )
-  const row = auditValues(event, { version: true })
-  return withAuditRow(change, row).selectFrom('change').selectAll().$castTo<StoredEntry>()
+  return readAudited(db, Object.assign(auditValues(event, { version: true }), address))
 }
+
+const readAudited = compileBySet((db, given: AuditValues & Address): Compilable<StoredEntry> => {
+  const change = db.with('change', (qc) =>
+    qc.selectFrom('config_entries').select(ENTRY_COLUMNS).where(at(given)).where('deleted', '=', false),
+  )
+  return withAuditRow(change, given).selectFrom('change').selectAll().$castTo<StoredEntry>()
+})
 
 /**
  * A change of one entry: current row, revision and audit row in one statement. No row when what was
@@ -293,6 +296,15 @@ export function revisionsOf(
   limit: number,
   before: number | undefined,
 ): Compilable<Revision> {
+  return findRevisions(db, { ...address, limit, before })
+}
+
+interface RevisionsPage extends Address {
+  limit: number
+  before: number | undefined
+}
+
+const findRevisions = compileBySet((db, page: RevisionsPage): Compilable<Revision> => {
   const query = db
     .selectFrom('config_revisions')
     .select([
@@ -308,14 +320,14 @@ export function revisionsOf(
       'request_id',
       'value',
     ])
-    .where('scope', '=', address.scope)
-    .where('owner', '=', address.owner)
-    .where('environment', '=', address.environment)
-    .where('key', '=', address.key)
+    .where('scope', '=', page.scope)
+    .where('owner', '=', page.owner)
+    .where('environment', '=', page.environment)
+    .where('key', '=', page.key)
     .orderBy('version', 'desc')
-    .limit(limit)
-  return before === undefined ? query : query.where('version', '<', before)
-}
+    .limit(page.limit)
+  return page.before === undefined ? query : query.where('version', '<', page.before)
+})
 
 function at({ scope, owner, environment, key }: Address) {
   return (eb: ExpressionBuilder<DB, 'config_entries'>): Expression<SqlBool> =>

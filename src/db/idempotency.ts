@@ -152,9 +152,11 @@ export function withAnswer<D extends DB>(
 }
 
 /** Every caller's expired answers go; for JOBS. */
-export function pruneAnswers(db: Db): Compilable<unknown> {
-  return db.deleteFrom('idempotency_keys').where('created_at', '<=', sql<string>`now() - interval '24 hours'`)
-}
+export const pruneAnswers = compileOnce(
+  (db): Compilable<unknown> =>
+    db.deleteFrom('idempotency_keys').where('created_at', '<=', sql<string>`now() - interval '24 hours'`),
+  0,
+)
 
 /** 63 bits: two keys that share them by chance only answer `in_progress` while both are worked on. */
 function lockNumber({ caller, route, key }: AnswerId): string {

@@ -1,5 +1,5 @@
 import { type Compilable, sql } from 'kysely'
-import { type AuditValues, type ServiceEvent, auditValues, withAudit, withAuditRow } from './audit.js'
+import { type AuditValues, type ServiceEvent, auditValues, withAuditRow } from './audit.js'
 import { compileBySet, compileOnce } from './compile-once.js'
 import type { Db, Tx } from './database.js'
 import { MAY_CHANGE, type MadeOnce, type OnceValues, withAnswer, withTurn } from './idempotency.js'
@@ -61,16 +61,14 @@ const findSession = compileOnce((db, tokenHash: string, idleSeconds: string): Co
 }, 2)
 
 /** Counts as activity; at most once a minute, also when several requests find it due. For asApp. */
-export function touchSession(db: Db, sessionId: number): Compilable<unknown> {
-  return rememberActivity(db, { sessionId })
-}
-
-const rememberActivity = compileBySet((db, { sessionId }: { sessionId: number }): Compilable<unknown> =>
-  db
-    .updateTable('auth_sessions')
-    .set({ last_activity: sql`now()` })
-    .where('id', '=', sessionId)
-    .where('last_activity', '<', sql<string>`now() - interval '60 seconds'`),
+export const touchSession = compileOnce(
+  (db, sessionId: number): Compilable<unknown> =>
+    db
+      .updateTable('auth_sessions')
+      .set({ last_activity: sql`now()` })
+      .where('id', '=', sessionId)
+      .where('last_activity', '<', sql<string>`now() - interval '60 seconds'`),
+  1,
 )
 
 export interface NewSession {
@@ -176,7 +174,19 @@ export function sessionsPage(
   before: number | undefined,
   size: number,
 ): Compilable<ListedSession> {
-  const idle = sql`cast(${`${idleSeconds} seconds`} as interval)`
+  return findSessions(db, { userId, idleSeconds: `${idleSeconds} seconds`, before, size })
+}
+
+interface SessionsPage {
+  userId: number
+  idleSeconds: string
+  before: number | undefined
+  size: number
+}
+
+const findSessions = compileBySet((db, page: SessionsPage): Compilable<ListedSession> => {
+  const { userId, before, size } = page
+  const idle = sql`cast(${page.idleSeconds} as interval)`
   const query = db
     .selectFrom('auth_sessions')
     .select([
@@ -192,7 +202,7 @@ export function sessionsPage(
     .where('expires_at', '>', sql<string>`now()`)
     .where('last_activity', '>', sql<string>`now() - ${idle}`)
   return (before === undefined ? query : query.where('id', '<', before)).orderBy('id', 'desc').limit(size)
-}
+})
 
 /** Ends one session with its audit row; no row when it is gone or not the caller's. */
 export function endSession(
@@ -201,11 +211,21 @@ export function endSession(
   userId: number,
   event: ServiceEvent,
 ): Compilable<{ id: number }> {
-  const change = db.with('change', (qc) =>
-    qc.deleteFrom('auth_sessions').where('id', '=', sessionId).where('user_id', '=', userId).returning('id'),
-  )
-  return withAudit(change, event).selectFrom('change').select('change.id')
+  return removeSession(db, Object.assign(auditValues(event), { endedId: sessionId, ownerId: userId }))
 }
+
+const removeSession = compileBySet(
+  (db, given: AuditValues & { endedId: number; ownerId: number }): Compilable<{ id: number }> => {
+    const change = db.with('change', (qc) =>
+      qc
+        .deleteFrom('auth_sessions')
+        .where('id', '=', given.endedId)
+        .where('user_id', '=', given.ownerId)
+        .returning('id'),
+    )
+    return withAuditRow(change, given).selectFrom('change').select('change.id')
+  },
+)
 
 /** The same once under a key, with its answer, which is kept also where the session was gone: that is no failure. */
 export function endSessionOnce(
@@ -242,15 +262,24 @@ export function endSessions(
   keepId: number | null,
   event: ServiceEvent,
 ): Compilable<{ id: number }> {
+  return removeSessions(db, Object.assign(auditValues(event), { ownerId: userId, keptId: keepId ?? 0 }))
+}
+
+interface Ending extends AuditValues {
+  ownerId: number
+  keptId: number
+}
+
+const removeSessions = compileBySet((db, given: Ending): Compilable<{ id: number }> => {
   const change = db.with('change', (qc) =>
     qc
       .deleteFrom('auth_sessions')
-      .where('user_id', '=', userId)
-      .where('id', '<>', keepId ?? 0)
+      .where('user_id', '=', given.ownerId)
+      .where('id', '<>', given.keptId)
       .returning('id'),
   )
-  return withAudit(change, event).selectFrom('change').select('change.id')
-}
+  return withAuditRow(change, given).selectFrom('change').select('change.id')
+})
 
 /** The password was given again in this session, with its audit row. */
 export function reauthenticateSession(
@@ -258,27 +287,40 @@ export function reauthenticateSession(
   sessionId: number,
   event: ServiceEvent,
 ): Compilable<{ id: number }> {
-  const change = db.with('change', (qc) =>
-    qc
-      .updateTable('auth_sessions')
-      .set({ authenticated_at: sql`now()` })
-      .where('id', '=', sessionId)
-      .returning('id'),
-  )
-  return withAudit(change, event).selectFrom('change').select('change.id')
+  // The event's sessionId is that of the consumer.
+  return authenticateAgain(db, Object.assign(auditValues(event), { ownId: sessionId }))
 }
+
+const authenticateAgain = compileBySet(
+  (db, given: AuditValues & { ownId: number }): Compilable<{ id: number }> => {
+    const change = db.with('change', (qc) =>
+      qc
+        .updateTable('auth_sessions')
+        .set({ authenticated_at: sql`now()` })
+        .where('id', '=', given.ownId)
+        .returning('id'),
+    )
+    return withAuditRow(change, given).selectFrom('change').select('change.id')
+  },
+)
 
 /** Sessions over by either limit go; for JOBS. */
 export function pruneSessions(db: Db, idleSeconds: number): Compilable<unknown> {
-  return db
-    .deleteFrom('auth_sessions')
-    .where((eb) =>
-      eb.or([
-        eb('expires_at', '<=', sql<string>`now()`),
-        eb('last_activity', '<=', sql<string>`now() - cast(${`${idleSeconds} seconds`} as interval)`),
-      ]),
-    )
+  return removeEnded(db, `${idleSeconds} seconds`)
 }
+
+const removeEnded = compileOnce(
+  (db, idleSeconds: string): Compilable<unknown> =>
+    db
+      .deleteFrom('auth_sessions')
+      .where((eb) =>
+        eb.or([
+          eb('expires_at', '<=', sql<string>`now()`),
+          eb('last_activity', '<=', sql<string>`now() - cast(${idleSeconds} as interval)`),
+        ]),
+      ),
+  1,
+)
 
 /** The session and user parts of a look-up, as the API shows them. */
 export function userOf(row: SessionUser): User {

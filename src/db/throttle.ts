@@ -1,4 +1,5 @@
 import { type Compilable, CompiledQuery, sql } from 'kysely'
+import { compileOnce } from './compile-once.js'
 import type { Db, Tx } from './database.js'
 
 /** What tries to sign in count against; each an HMAC, so that the table names nobody. */
@@ -59,32 +60,40 @@ export function endAttempt(buckets: Buckets, outcome: 'succeeded' | 'failed' | '
 
 /** All that holds an account up, wherever from; a row a bucket. For APP. */
 export function forgetAttempts(db: Db | Tx, account: string): Compilable<{ bucket: string }> {
-  return db
-    .updateTable('auth_throttle')
-    .set({ failures: 0, lockouts: 0, locked_until: null })
-    .where((eb) =>
-      eb.or([eb('bucket', '=', `account:${account}`), eb('bucket', 'like', `pair:${account}:%`)]),
-    )
-    .returning('bucket')
+  return forgetBuckets(db, `account:${account}`, `pair:${account}:%`)
 }
+
+const forgetBuckets = compileOnce(
+  (db, anywhere: string, atAddresses: string): Compilable<{ bucket: string }> =>
+    db
+      .updateTable('auth_throttle')
+      .set({ failures: 0, lockouts: 0, locked_until: null })
+      .where((eb) => eb.or([eb('bucket', '=', anywhere), eb('bucket', 'like', atAddresses)]))
+      .returning('bucket'),
+  2,
+)
 
 /** Whether anybody has tried to sign in of late: no row, or one. For asApp. */
-export function anyAttempt(db: Db): Compilable<{ bucket: string }> {
-  return db.selectFrom('auth_throttle').select('bucket').where('bucket', 'like', 'account:%').limit(1)
-}
+export const anyAttempt = compileOnce(
+  (db): Compilable<{ bucket: string }> =>
+    db.selectFrom('auth_throttle').select('bucket').where('bucket', 'like', 'account:%').limit(1),
+  0,
+)
 
 /** What no rule looks at any more: after a day, and after 90 where somebody has signed in. For JOBS. */
-export function pruneAttempts(db: Db): Compilable<unknown> {
-  return db
-    .deleteFrom('auth_throttle')
-    .where('touched_at', '<', sql<string>`now() - interval '1 day'`)
-    .where((eb) =>
-      eb.or([
-        eb('succeeded_at', 'is', null),
-        eb('succeeded_at', '<', sql<string>`now() - interval '90 days'`),
-      ]),
-    )
-}
+export const pruneAttempts = compileOnce(
+  (db): Compilable<unknown> =>
+    db
+      .deleteFrom('auth_throttle')
+      .where('touched_at', '<', sql<string>`now() - interval '1 day'`)
+      .where((eb) =>
+        eb.or([
+          eb('succeeded_at', 'is', null),
+          eb('succeeded_at', '<', sql<string>`now() - interval '90 days'`),
+        ]),
+      ),
+  0,
+)
 
 function bucketsAndRules({ account, address, atAddressOnly }: Buckets): { names: string[]; rules: Rule[] } {
   if (atAddressOnly === true && address !== null)
