@@ -71,7 +71,7 @@ export function apiKeyRoutes(deps: CallerDeps & IdempotencyDeps) {
         const { user_id, limit: size, cursor } = c.req.valid('query')
         const filters = { user_id }
         const before = idBehind(cursor, filters)
-        const rows = await asCaller(db, c.var.caller, keysPage(db, user_id, before, size + 1))
+        const rows = await asCaller(db, c.get('caller'), keysPage(db, user_id, before, size + 1))
         return c.json(
           pageOf(rows, size, filters, ({ id }) => [id]),
           200,
@@ -99,9 +99,9 @@ export function apiKeyRoutes(deps: CallerDeps & IdempotencyDeps) {
           throw validationFailed('/expires_at', 'This is over already.')
         const token = createToken('gzk_')
         return await idempotent(c, deps, async (db, once) => {
-          const holder = await keyHolder(c, db, user_id ?? c.var.session.id)
+          const holder = await keyHolder(c, db, user_id ?? c.get('session').id)
           // Also of the maker: or an admin could have done by a program's key what is an owner's alone.
-          requireUsable(scopes, [holder.role, c.var.caller.role as Role])
+          requireUsable(scopes, [holder.role, c.get('caller').role as Role])
           const key = {
             userId: holder.id,
             name,
@@ -120,7 +120,7 @@ export function apiKeyRoutes(deps: CallerDeps & IdempotencyDeps) {
               scopes,
             },
           )
-          const [made] = await asCaller(db, c.var.caller, createKey(db, key, event))
+          const [made] = await asCaller(db, c.get('caller'), createKey(db, key, event))
           if (made === undefined) throw new AppError('internal', 'The request failed.')
           once(made.id)
           return c.json({ ...made, key: token }, 201, { 'cache-control': 'no-store' })
@@ -141,7 +141,7 @@ export function apiKeyRoutes(deps: CallerDeps & IdempotencyDeps) {
         const { id } = c.req.valid('param')
         const event = keyEvent(c, 'api_key.revoke', 'Key revoked', `api-keys/${id}`)
         return await idempotent(c, deps, async (db) => {
-          const [revoked] = await asCaller(db, c.var.caller, deleteKey(db, id, event))
+          const [revoked] = await asCaller(db, c.get('caller'), deleteKey(db, id, event))
           if (revoked === undefined) throw notFound('key')
           return c.body(null, 204)
         })
@@ -155,7 +155,8 @@ async function keyHolder(
   db: CallerDeps['db'],
   id: number,
 ): Promise<Pick<User, 'id' | 'username' | 'role'>> {
-  const { caller, session } = c.var
+  const caller = c.get('caller')
+  const session = c.get('session')
   if (id === session.id) return session
   const [user] = await asCaller(db, caller, userById(db, id))
   if (user === undefined) throw notFound('user')

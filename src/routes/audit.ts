@@ -121,7 +121,7 @@ export function auditRoutes(deps: AuditDeps) {
         }
         const partial = c.req.valid('query').partial === 'true'
         const replaced = c.get('replacedAt') ?? []
-        const { correlation } = c.var
+        const correlation = c.get('correlation')
         // An id that this service made for the request says nothing of the events in it.
         const requestId = c.req.header('x-request-id') === undefined ? null : correlation.requestId
         const { good, rejected } = readAll(trees, Array.isArray(body), replaced, {
@@ -137,7 +137,7 @@ export function auditRoutes(deps: AuditDeps) {
         }
         // Events are idempotent by their ids; a key covers those whose sender gave them none.
         return await idempotent(c, deps, async (db) => {
-          const outcome = await append(db, c.var.caller, good)
+          const outcome = await append(db, c.get('caller'), good)
           return c.json({ ...outcome, ...(partial ? { rejected } : {}) }, 201)
         })
       },
@@ -169,7 +169,7 @@ export function auditRoutes(deps: AuditDeps) {
               )
         const [row] = await asCaller(
           db,
-          c.var.caller,
+          c.get('caller'),
           eventsPage(db, {
             ...(filter as EventFilter),
             limit: size + 1,
@@ -202,7 +202,7 @@ export function auditRoutes(deps: AuditDeps) {
       async (c) => {
         const [row] = await asCaller(
           db,
-          c.var.caller,
+          c.get('caller'),
           eventById(db, c.req.valid('param').event_id.toLowerCase()),
         )
         const [event] = eventsIn(row?.events ?? '')

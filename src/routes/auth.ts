@@ -63,13 +63,13 @@ export function authRoutes(deps: AuthDeps) {
         if (!byProgram && (ip_address !== undefined || user_agent !== undefined)) {
           throw validationFailed('', 'ip_address and user_agent are for keys with the scope auth:verify.')
         }
-        const { correlation } = c.var
+        const correlation = c.get('correlation')
         const from = byProgram
           ? { ipAddress: ip_address ?? null, userAgent: user_agent ?? null }
           : { ipAddress: correlation.ipAddress, userAgent: correlation.userAgent }
         const user = await signIn(deps, c, { username, password, address: from.ipAddress })
         const token = createToken('gzs_')
-        const caller = userCaller(user, null, c.var.deadline)
+        const caller = userCaller(user, null, c.get('deadline'))
         const session = {
           userId: user.id,
           userVersion: user.version,
@@ -140,7 +140,7 @@ export function authRoutes(deps: AuthDeps) {
 
 /** The address that counts against guessing: only who may verify passwords may say where somebody is. */
 function mayNameAddress(c: Context<AppEnv>): boolean {
-  const scopes = c.var.caller?.scopes
+  const scopes = c.get('caller')?.scopes
   return scopes !== undefined && scopes !== '*' && scopes.includes('auth:verify')
 }
 

@@ -38,7 +38,7 @@ export function guard<const M extends MiddlewareHandler<AppEnv>[]>(
 
 /**
  * Finds out who is asking, from one credential: `Authorization: Bearer` (session token or API key) or
- * `X-API-KEY`. Sets c.var.caller, and c.var.session for sessions. Throws `invalid_request` for two
+ * `X-API-KEY`. Sets caller, and session for sessions. Throws `invalid_request` for two
  * credentials, `unauthenticated` for none or one that is not valid (RFC 6750, section 3.1), and
  * `forbidden`, `insufficient_scope` or `password_change_required` for who may not do this.
  */
@@ -76,7 +76,7 @@ function claimRecent(
 }
 
 /**
- * Looks up who asks where that was only claimed, and what the claim does not tell: c.var.session. Throws as requireAccess
+ * Looks up who asks where that was only claimed, and what the claim does not tell: session. Throws as requireAccess
  * does, and `unavailable` in the rare moment in which who asks has become another than was claimed.
  */
 async function confirm(
@@ -97,14 +97,14 @@ async function confirm(
   })
 }
 
-/** For what needs the session after all: c.var.session is there afterwards, when a session asks. */
+/** For what needs the session after all: session is there afterwards, when a session asks. */
 export async function lookUp(deps: IdentifyDeps, c: Context<AppEnv>, operation: Operation): Promise<void> {
   const access: Access = ACCESS[operation]
   if (c.get('caller').claim !== undefined)
     await confirm(deps, c, readCredential(c, credentialOf(c, false), access), access)
 }
 
-/** The same for who may do it without, as signing in: sets c.var.caller for a credential, if there is one. */
+/** The same for who may do it without, as signing in: sets caller for a credential, if there is one. */
 export async function identifyIfGiven(deps: IdentifyDeps, c: Context<AppEnv>): Promise<void> {
   const isGiven = c.req.header('authorization') !== undefined || c.req.header('x-api-key') !== undefined
   if (isGiven) await identify(deps, c, readCredential(c, credentialOf(c, false), {}))

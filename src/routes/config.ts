@@ -407,7 +407,8 @@ function requireReveal(c: Context<AppEnv>): void {
 }
 
 function configEvent(c: Context<AppEnv>, address: Address, action: string): ServiceEvent {
-  const { caller, correlation } = c.var
+  const caller = c.get('caller')
+  const correlation = c.get('correlation')
   return {
     caller,
     correlation,

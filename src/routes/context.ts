@@ -15,7 +15,7 @@ export interface Log {
   child(fields: Record<string, unknown>): Log
 }
 
-/** What every request carries along. */
+/** What every request carries along. To be read by c.get: c.var makes an object of all of it each time. */
 export interface AppEnv {
   Variables: {
     requestId: string

@@ -74,7 +74,7 @@ const HONO_CODES: Partial<Record<number, ErrorCode>> = {
 export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
   const known = asRead(toAppError(error), c)
   const status = STATUS[known.code]
-  if (status === 500) c.var.log.error({ err: known.cause ?? error }, 'request failed')
+  if (status === 500) c.get('log').error({ err: known.cause ?? error }, 'request failed')
   else if (status > 500 || sqlState(known) === DENIED) logFailure(c, known)
   const headers: Record<string, string> = { ...known.headers, 'content-type': 'application/problem+json' }
   if (known.retryAfterSeconds !== undefined)
@@ -101,11 +101,11 @@ export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
 
 /** Without a stack: what a lost or slow database does is no fault in the code, and comes in thousands. */
 function logFailure(c: Context<AppEnv>, { code, cause }: AppError): void {
-  if (c.var.deadline?.ended === 'client_gone') c.var.log.info({ code }, 'the client went away')
+  if (c.get('deadline')?.ended === 'client_gone') c.get('log').info({ code }, 'the client went away')
   // Refused by the circuit: its opening was logged, and the answer has a line of its own.
   else if (cause instanceof Error) {
     const reason = redactText(cause.message)
-    c.var.log.warn({ code, failure: classify(cause), sqlstate: sqlState(cause), reason }, 'request failed')
+    c.get('log').warn({ code, failure: classify(cause), sqlstate: sqlState(cause), reason }, 'request failed')
   }
 }
 

@@ -9,5 +9,5 @@ export function eventOf(
     level?: ServiceEvent['level']
   },
 ): ServiceEvent {
-  return { caller: c.var.caller, correlation: c.var.correlation, level: 'info', ...event }
+  return { caller: c.get('caller'), correlation: c.get('correlation'), level: 'info', ...event }
 }

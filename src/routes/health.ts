@@ -107,7 +107,7 @@ export function healthRoutes({ health, streamHealth, forceCircuit, operationsTok
         responses: { 200: { description: 'The state now', ...json(stateSchema) }, ...problems },
       }),
       (c) => {
-        forceCircuit(c.req.valid('json').state, c.var.correlation)
+        forceCircuit(c.req.valid('json').state, c.get('correlation'))
         return c.json(health(), 200)
       },
     )

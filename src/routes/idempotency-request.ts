@@ -24,7 +24,7 @@ export async function keyedRequest(
   about: string,
 ): Promise<KeyedRequest> {
   const route = `${c.req.method} ${routePath(c)}`
-  const id: AnswerId = { caller: actorText(c.var.caller.actor), route, key: readKey(header) }
+  const id: AnswerId = { caller: actorText(c.get('caller').actor), route, key: readKey(header) }
   return { id, hashes: await requestHashes(c, ring, id, about) }
 }
 
@@ -58,7 +58,7 @@ async function requestHashes(
 ): Promise<[string, ...string[]]> {
   const { pathname, search } = new URL(c.req.url)
   const conditions = [c.req.header('if-match') ?? null, c.req.header('if-none-match') ?? null]
-  const asked = JSON.stringify([id, pathname + search, conditions, c.var.caller.onBehalfOf, about])
+  const asked = JSON.stringify([id, pathname + search, conditions, c.get('caller').onBehalfOf, about])
   // What no jsonBody has read is no part of the request to its route, and may be of any size.
   const hasBody = 'arrayBuffer' in c.req.bodyCache
   if (ring === null) {

@@ -87,7 +87,7 @@ export async function idempotent<R extends Response, P = undefined>(
   const header = c.req.header('idempotency-key')
   if (header === undefined) return await change(db, () => undefined, (await prepare?.()) as P)
 
-  const { caller } = c.var
+  const caller = c.get('caller')
   const request = await keyedRequest(c, ring, header, about)
   const { id, hashes } = request
   if (prepare !== undefined) {
@@ -143,7 +143,7 @@ export async function idempotentStatement<R extends Response>(
   return await firstOrAgain(c, db, request, async () => {
     let found = await once(values)
     if (found?.fresh === false) {
-      await asCaller(db, c.var.caller, forgetExpiredAnswer(db, id))
+      await asCaller(db, c.get('caller'), forgetExpiredAnswer(db, id))
       found = await once(values)
     }
     if (typeof found?.made === 'string') return { response: answered(c, status, found.made) as R }
@@ -172,7 +172,7 @@ async function firstOrAgain<R extends Response>(
     for (const name of KEPT_HEADERS) c.header(name, undefined)
     // Made a moment ago, between the look and its lock? Then the change refused itself, or the row its place.
     if (!(error instanceof AppError) || !MADE_BEFORE.has(error.code)) throw error
-    ;[found] = await asCaller(db, c.var.caller, answerUnder(db, id))
+    ;[found] = await asCaller(db, c.get('caller'), answerUnder(db, id))
     if (found?.fresh !== true) throw error
   }
   if (found?.fresh !== true) {

@@ -46,7 +46,7 @@ export function recentKey({ hash, behalf, attribution }: Credential): string {
 }
 
 /**
- * Looks up who asks: sets c.var.caller, and c.var.session for sessions, writes the use down, and remembers the caller.
+ * Looks up who asks: sets caller, and session for sessions, writes the use down, and remembers the caller.
  * Throws `unauthenticated`, and `forbidden` or `insufficient_scope` for whom it may not act for.
  */
 export async function identify(

@@ -39,7 +39,7 @@ export function passwordRoutes(deps: PasswordDeps) {
       async (c) => {
         const { current_password, new_password } = c.req.valid('json')
         const prepare = async (): Promise<{ user: User; hash: string }> => {
-          const { username } = c.var.session
+          const { username } = c.get('session')
           await passwords.assertAcceptable(new_password, { username, path: '/new_password' })
           const user = await giveAgain(c, current_password)
           return { user, hash: await passwords.hash(new_password, await newHashFormat(db)) }
@@ -48,7 +48,11 @@ export function passwordRoutes(deps: PasswordDeps) {
           c,
           deps,
           async (db, _, { user, hash }) => {
-            await changeOwn(c, db, user, { hash, mustChange: false, keepSession: c.var.session.session_id })
+            await changeOwn(c, db, user, {
+              hash,
+              mustChange: false,
+              keepSession: c.get('session').session_id,
+            })
             return c.body(null, 204)
           },
           { prepare, compared: (compare) => compared(c, compare) },
@@ -78,7 +82,11 @@ export function passwordRoutes(deps: PasswordDeps) {
           c,
           deps,
           async (db, once, { user, hash }) => {
-            await changeOwn(c, db, user, { hash, mustChange: false, keepSession: c.var.session.session_id })
+            await changeOwn(c, db, user, {
+              hash,
+              mustChange: false,
+              keepSession: c.get('session').session_id,
+            })
             once(user.id)
             return c.json({ password: made }, 200, { 'cache-control': 'no-store' })
           },
@@ -97,7 +105,8 @@ export function passwordRoutes(deps: PasswordDeps) {
         responses: { 204: { description: 'Given' }, ...problems },
       }),
       async (c) => {
-        const { caller, session } = c.var
+        const caller = c.get('caller')
+        const session = c.get('session')
         const event = eventOf(c, {
           eventType: 'authentication',
           action: 'auth.reauthenticate',
@@ -122,7 +131,8 @@ export function passwordRoutes(deps: PasswordDeps) {
 
   /** The signed-in user as of now; `invalid_credentials` when that is not the password. */
   async function giveAgain(c: Context<AppEnv>, current: string): Promise<User> {
-    const { session, correlation } = c.var
+    const session = c.get('session')
+    const correlation = c.get('correlation')
     const attempt = { username: session.username, password: current, address: correlation.ipAddress }
     const user = await signIn(deps, c, attempt)
     if (user.id !== session.id) throw new Error('another user of the same name signed in')
@@ -130,7 +140,8 @@ export function passwordRoutes(deps: PasswordDeps) {
   }
 
   function compared(c: Context<AppEnv>, compare: () => Response): Promise<Response> {
-    const { session, correlation } = c.var
+    const session = c.get('session')
+    const correlation = c.get('correlation')
     return countedComparison(deps, c, { username: session.username, address: correlation.ipAddress }, compare)
   }
 
@@ -142,7 +153,7 @@ export function passwordRoutes(deps: PasswordDeps) {
       target: `users/${user.id}`,
       message: 'Changed the own password',
     })
-    const [changed] = await inTransaction(db, c.var.caller, async (tx) => {
+    const [changed] = await inTransaction(db, c.get('caller'), async (tx) => {
       await tx.executeQuery(lockUser(tx, user.id))
       return (await tx.executeQuery(setPassword(tx, user, next, event))).rows
     })

@@ -88,12 +88,13 @@ export function reportRoutes(deps: ReportDeps) {
         if (report === undefined) throw notFound('report')
         const { format, raw, ...given } = c.req.valid('query')
         const days = daysOf(report, given)
-        const { caller, correlation } = c.var
+        const caller = c.get('caller')
+        const correlation = c.get('correlation')
         c.header('content-type', CONTENT_TYPES[format])
         c.header('x-row-limit', String(ROW_CAP))
         // Answered as a GET would be, of which nothing but the head is sent: no rows, and nothing to audit.
         if (c.req.method === 'HEAD') return c.body(null) as never
-        c.var.deadlineTimer.stop()
+        c.get('deadlineTimer').stop()
         await asCaller(
           db,
           caller,

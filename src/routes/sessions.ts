@@ -59,7 +59,8 @@ export function sessionRoutes(deps: CallerDeps & IdempotencyDeps) {
         responses: { 204: { description: 'Signed out' }, ...problems },
       }),
       async (c) => {
-        const { caller, session } = c.var
+        const caller = c.get('caller')
+        const session = c.get('session')
         const event = eventOf(c, {
           eventType: 'authentication',
           action: 'auth.logout',
@@ -121,7 +122,8 @@ export function sessionRoutes(deps: CallerDeps & IdempotencyDeps) {
       }),
       async (c) => {
         const { limit: size, cursor } = c.req.valid('query')
-        const { caller, session } = c.var
+        const caller = c.get('caller')
+        const session = c.get('session')
         const filters = { of: session.id }
         const before = idBehind(cursor, filters)
         const rows = await asCaller(
@@ -144,7 +146,8 @@ export function sessionRoutes(deps: CallerDeps & IdempotencyDeps) {
       }),
       async (c) => {
         const { id } = c.req.valid('param')
-        const { caller, session } = c.var
+        const caller = c.get('caller')
+        const session = c.get('session')
         const event = eventOf(c, {
           eventType: 'authentication',
           action: 'session.end',
@@ -168,7 +171,8 @@ export function sessionRoutes(deps: CallerDeps & IdempotencyDeps) {
         responses: { 204: { description: 'Ended' }, ...problems },
       }),
       async (c) => {
-        const { caller, session } = c.var
+        const caller = c.get('caller')
+        const session = c.get('session')
         const event = eventOf(c, {
           eventType: 'authentication',
           action: 'session.end_others',

@@ -36,11 +36,11 @@ export function setupRoutes(deps: SetupDeps) {
       const isOpen = async (): Promise<boolean> => (await asCaller(db, SYSTEM, anyUser(db))).length === 0
       if (!(await isOpen())) throw notFound('address')
       // Where the address is not known nothing counts: 256 bits are not guessed, and counting would let anyone lock it.
-      const { address } = bucketsOf(deps, '', c.var.correlation.ipAddress)
+      const { address } = bucketsOf(deps, '', c.get('correlation').ipAddress)
       const buckets =
         address === null ? null : { account: deps.bucketName('setup'), address, atAddressOnly: true as const }
       if (buckets !== null) {
-        const [begun] = await asApp(db, beginAttempt(buckets), c.var.deadline)
+        const [begun] = await asApp(db, beginAttempt(buckets), c.get('deadline'))
         if (begun === undefined || begun.wait_seconds > 0) throw tooManyAttempts(begun?.wait_seconds ?? 1)
       }
       // Before the password is hashed: guessing must not cost a hash.
@@ -63,7 +63,7 @@ export function setupRoutes(deps: SetupDeps) {
         const created = await tx.executeQuery(
           createUser(tx, owner, {
             caller: SYSTEM,
-            correlation: c.var.correlation,
+            correlation: c.get('correlation'),
             eventType: 'user_action',
             level: 'warning',
             action: 'setup.complete',

@@ -58,12 +58,12 @@ export function roomFirst({ passwords }: Pick<SignInDeps, 'passwords'>): Middlew
 async function attemptOnce(deps: SignInDeps, c: Context<AppEnv>, attempt: Attempt): Promise<User> {
   const { db, passwords } = deps
   const buckets = bucketsOf(deps, attempt.username, attempt.address)
-  const [begun] = await asApp(db, beginAttempt(buckets), c.var.deadline)
+  const [begun] = await asApp(db, beginAttempt(buckets), c.get('deadline'))
   const waitSeconds = begun?.wait_seconds ?? 1
   if (waitSeconds > 0) throw tooManyAttempts(waitSeconds)
   let outcome: 'succeeded' | 'failed' | 'void' = 'void'
   try {
-    const [found] = await asApp(db, credentialsByUsername(db, attempt.username), c.var.deadline)
+    const [found] = await asApp(db, credentialsByUsername(db, attempt.username), c.get('deadline'))
     const { sideBySide, foreign } = await storedFormats(db)
     const matches = await passwords.verify(attempt.password, found?.password_hash ?? null, foreign)
     outcome = found !== undefined && matches && found.is_active ? 'succeeded' : 'failed'
@@ -72,7 +72,7 @@ async function attemptOnce(deps: SignInDeps, c: Context<AppEnv>, attempt: Attemp
     if (!sideBySide && !passwords.isCurrent(hash)) {
       // The next sign-in tries again: this one has succeeded.
       await rehash(deps, c, user, attempt.password).catch((error: unknown) =>
-        c.var.log.warn({ err: error }, 'a password could not be stored under a newer hash'),
+        c.get('log').warn({ err: error }, 'a password could not be stored under a newer hash'),
       )
     }
     return user
@@ -93,7 +93,7 @@ export async function countedComparison<T>(
   compare: () => T,
 ): Promise<T> {
   const buckets = bucketsOf(deps, attempt.username, attempt.address)
-  const [begun] = await asApp(deps.db, beginAttempt(buckets), c.var.deadline)
+  const [begun] = await asApp(deps.db, beginAttempt(buckets), c.get('deadline'))
   const waitSeconds = begun?.wait_seconds ?? 1
   if (waitSeconds > 0) throw tooManyAttempts(waitSeconds)
   let outcome: 'failed' | 'void' = 'failed'
@@ -119,7 +119,7 @@ async function failed(
   await asApp(
     db,
     recordSystemEvent(db, {
-      correlation: c.var.correlation,
+      correlation: c.get('correlation'),
       eventType: 'authentication',
       level: 'warning',
       action: 'auth.login_failed',
@@ -141,13 +141,13 @@ async function rehash(
   password: string,
 ): Promise<void> {
   const hash = await passwords.hash(password)
-  const caller = userCaller(user, null, c.var.deadline)
+  const caller = userCaller(user, null, c.get('deadline'))
   await asCaller(
     db,
     caller,
     rehashPassword(db, user, hash, {
       caller,
-      correlation: c.var.correlation,
+      correlation: c.get('correlation'),
       eventType: 'user_action',
       level: 'info',
       action: 'user.rehash_password',

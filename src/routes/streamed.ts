@@ -12,7 +12,8 @@ export function streamed(
   release: () => Promise<unknown>,
 ): Response {
   const encoder = new TextEncoder()
-  const { deadline, log } = c.var
+  const deadline = c.get('deadline')
+  const log = c.get('log')
   const leave = (): void =>
     void release().catch((error: unknown) => log.warn({ err: error }, 'a stream was not given back'))
   const body = new ReadableStream<Uint8Array>(

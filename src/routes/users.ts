@@ -72,7 +72,7 @@ export function userRoutes(deps: UserDeps) {
         ...guard(deps, 'users.me'),
         responses: { 200: oneUser, 304: { description: 'Unchanged since If-None-Match' }, ...problems },
       }),
-      async (c) => userResponse(c, await visible(db, c, c.var.caller.userId ?? 0)),
+      async (c) => userResponse(c, await visible(db, c, c.get('caller').userId ?? 0)),
     )
     .openapi(
       createRoute({
@@ -93,7 +93,7 @@ export function userRoutes(deps: UserDeps) {
         const { limit: size, cursor, username, role, is_active: isActive } = c.req.valid('query')
         const filters = { username, role, isActive }
         const after = idBehind(cursor, filters) ?? 0
-        const rows = await asCaller(db, c.var.caller, usersPage(db, filters, after, size + 1))
+        const rows = await asCaller(db, c.get('caller'), usersPage(db, filters, after, size + 1))
         return c.json(
           pageOf(rows, size, filters, ({ id }) => [id]),
           200,
@@ -143,7 +143,7 @@ export function userRoutes(deps: UserDeps) {
               mustChangePassword: must_change_password ?? made !== undefined,
             }
             const event = userEvent(c, 'user.create', null, `User ${username} created`, { username, role })
-            const [created] = await asCaller(db, c.var.caller, createUser(db, user, event)).catch(
+            const [created] = await asCaller(db, c.get('caller'), createUser(db, user, event)).catch(
               usernameTaken,
             )
             if (created === undefined) throw new AppError('internal', 'The request failed.')
@@ -270,7 +270,7 @@ export function userRoutes(deps: UserDeps) {
             const user = await managed(tx, c, id)
             const { account } = bucketsOf(deps, user.username, null)
             const event = userEvent(c, 'user.unlock', id, 'Failed sign-ins forgotten')
-            await forgetFailures(tx, c.var.caller, user, [account], event)
+            await forgetFailures(tx, c.get('caller'), user, [account], event)
           })
           return c.body(null, 204)
         })
@@ -299,7 +299,7 @@ export function userRoutes(deps: UserDeps) {
         const { id } = await visible(db, c, c.req.valid('param').id)
         const filters = { of: id }
         const before = idBehind(cursor, filters)
-        const { caller } = c.var
+        const caller = c.get('caller')
         const rows = await asCaller(db, caller, sessionsPage(db, id, sessionIdleSeconds, before, size + 1))
         return c.json(sessionPageOut(rows, size, filters, caller.sessionId), 200)
       },
@@ -317,9 +317,9 @@ export function userRoutes(deps: UserDeps) {
       async (c) => {
         const { id } = c.req.valid('param')
         return await idempotent(c, deps, async (db) => {
-          if (id !== c.var.caller.userId) await managed(db, c, id)
+          if (id !== c.get('caller').userId) await managed(db, c, id)
           const event = userEvent(c, 'user.end_sessions', id, 'All sessions ended')
-          await asCaller(db, c.var.caller, endSessions(db, id, null, event))
+          await asCaller(db, c.get('caller'), endSessions(db, id, null, event))
           return c.body(null, 204)
         })
       },
@@ -329,7 +329,7 @@ export function userRoutes(deps: UserDeps) {
 /** In one transaction, which an Idempotency-Key may have opened already. */
 async function transaction<T>(db: Db, c: Context<AppEnv>, work: (tx: Tx) => Promise<T>): Promise<T> {
   try {
-    return await inTransaction(db, c.var.caller, work)
+    return await inTransaction(db, c.get('caller'), work)
   } catch (error) {
     // The policies' word, where ranks changed between the look and the change.
     if (sqlState(error) === '42501')
@@ -360,7 +360,7 @@ async function changed(
 
 /** The user, or 404 for one whom the caller may not see. */
 async function visible(db: Db, c: Context<AppEnv>, id: number): Promise<User> {
-  const [user] = await asCaller(db, c.var.caller, userById(db, id))
+  const [user] = await asCaller(db, c.get('caller'), userById(db, id))
   if (user === undefined) throw notFound('user')
   return user
 }
@@ -368,13 +368,13 @@ async function visible(db: Db, c: Context<AppEnv>, id: number): Promise<User> {
 /** The same for one to act on: 403 for oneself, whose own routes ask for the password. */
 async function managed(db: Db, c: Context<AppEnv>, id: number): Promise<User> {
   const user = await visible(db, c, id)
-  if (id === c.var.caller.userId || !outranks(c.var.caller.role as Role, user.role))
+  if (id === c.get('caller').userId || !outranks(c.get('caller').role as Role, user.role))
     throw new AppError('forbidden', 'You may not act on this user.')
   return user
 }
 
 function requireGrantable(c: Context<AppEnv>, role: Role): void {
-  if (!outranks(c.var.caller.role as Role, role))
+  if (!outranks(c.get('caller').role as Role, role))
     throw new AppError('forbidden', 'You may not give this role.')
 }
 
