@@ -26,8 +26,8 @@ export interface Bulkhead {
    * the task was then never called.
    */
   run<T>(task: () => Promise<T>): Promise<T>
-  /** Throws what run() would reject with at once, and takes no permit. */
-  assertRoom(): void
+  /** What run() would reject with at once; undefined where it would not. Takes no permit. */
+  refusal(): AppError | undefined
   readonly active: number
   readonly queued: number
 }
@@ -50,12 +50,13 @@ export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs, setTimer }
   let active = 0
   const waiting = new Set<Waiter>()
 
-  function assertRoom(): void {
-    if (active >= maxConcurrent && waiting.size >= maxQueued) throw TOO_MANY
+  function refusal(): AppError | undefined {
+    return active >= maxConcurrent && waiting.size >= maxQueued ? TOO_MANY : undefined
   }
 
   function permit(): Promise<void> | undefined {
-    assertRoom()
+    const refused = refusal()
+    if (refused !== undefined) throw refused
     if (active < maxConcurrent) {
       active += 1
       return undefined
@@ -97,7 +98,7 @@ export function createBulkhead({ maxConcurrent, maxQueued, maxWaitMs, setTimer }
         release()
       }
     },
-    assertRoom,
+    refusal,
     get active() {
       return active
     },

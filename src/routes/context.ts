@@ -93,8 +93,9 @@ export function requestContext(
     setHeader(c, 'x-content-type-options', 'nosniff')
     await next()
     timer.stop()
-    own.info(
+    log.info(
       {
+        request_id: requestId,
         method: c.req.method,
         path: c.req.path,
         status: c.res.status,

@@ -17,6 +17,7 @@ import {
 import type { KeyRing } from '../security/secret-box.js'
 import { isWellFormedText } from '../security/well-formed-text.js'
 import type { AppEnv } from './context.js'
+import { errorResponse } from './error-response.js'
 import { userCaller } from './identify.js'
 
 export interface SignInDeps {
@@ -49,8 +50,10 @@ export async function signIn(deps: SignInDeps, c: Context<AppEnv>, attempt: Atte
 
 /** For what anyone may ask: under a flood a refusal must cost no body, no look at the caller and no query. */
 export function roomFirst({ passwords }: Pick<SignInDeps, 'passwords'>): MiddlewareHandler<AppEnv> {
-  return async function roomFirst(_, next) {
-    passwords.assertRoom()
+  return async function roomFirst(c, next) {
+    const refusal = passwords.refusal()
+    // Not thrown: each of the layers above would catch it and throw it again.
+    if (refusal !== undefined) return errorResponse(refusal, c)
     await next()
   }
 }
@@ -63,8 +66,11 @@ async function attemptOnce(deps: SignInDeps, c: Context<AppEnv>, attempt: Attemp
   if (waitSeconds > 0) throw tooManyAttempts(waitSeconds)
   let outcome: 'succeeded' | 'failed' | 'void' = 'void'
   try {
-    const [found] = await asApp(db, credentialsByUsername(db, attempt.username), c.get('deadline'))
-    const { sideBySide, foreign } = await storedFormats(db)
+    // In one turn, and so in one write.
+    const [[found], { sideBySide, foreign }] = await Promise.all([
+      asApp(db, credentialsByUsername(db, attempt.username), c.get('deadline')),
+      storedFormats(db),
+    ])
     const matches = await passwords.verify(attempt.password, found?.password_hash ?? null, foreign)
     outcome = found !== undefined && matches && found.is_active ? 'succeeded' : 'failed'
     if (found === undefined || outcome === 'failed') throw await failed(deps, c, attempt.username, found)

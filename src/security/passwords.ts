@@ -1,5 +1,5 @@
 import { availableParallelism } from 'node:os'
-import { validationFailed } from '../errors.js'
+import { type AppError, validationFailed } from '../errors.js'
 import { createBulkhead } from '../resilience/bulkhead.js'
 import type { HashTask, Strength } from './hash-task.js'
 import { expectedWords, guessFault, shapeFault } from './password-policy.js'
@@ -58,8 +58,8 @@ export interface Passwords {
    * the queue: else rejects at once with `too_many_requests` and Retry-After, and the task is never called.
    */
   whenRoom<T>(task: () => Promise<T>): Promise<T>
-  /** Throws what whenRoom would reject with now: to refuse before anything is read. It keeps no place. */
-  assertRoom(): void
+  /** What whenRoom would reject with now, if it would: to refuse before anything is read. It keeps no place. */
+  refusal(): AppError | undefined
   /** Ends the threads; whoever still waits for a hash gets `unavailable`. */
   close(): Promise<void>
 }
@@ -106,7 +106,7 @@ export function createPasswords({
       if (fault !== null) throw validationFailed(path, fault)
     },
     whenRoom: (task) => room.run(task),
-    assertRoom: () => room.assertRoom(),
+    refusal: () => room.refusal(),
     close: () => pool.close(),
   }
 

@@ -23,14 +23,13 @@ describe('the bulkhead', () => {
     const bulkhead = createBulkhead({ maxConcurrent: 1, maxQueued: 1 })
     const works = [deferred(), deferred()]
     const tasks = works.map(async (work) => {
-      bulkhead.assertRoom()
-      bulkhead.assertRoom()
+      expect([bulkhead.refusal(), bulkhead.refusal()]).toEqual([undefined, undefined])
       return await bulkhead.run(() => work.promise)
     })
-    expect(() => bulkhead.assertRoom()).toThrow(REFUSED)
+    expect(bulkhead.refusal()).toEqual(REFUSED)
     for (const work of works) work.settle(false)
     expect(await Promise.all(tasks)).toEqual(['done', 'done'])
-    bulkhead.assertRoom()
+    expect(bulkhead.refusal()).toBeUndefined()
   })
 
   test('runs at most maxConcurrent, queues at most maxQueued, settles every task: under any load', async () => {
