@@ -14,7 +14,8 @@ const ONCE = 'src/db/idempotency.ts'
 const CONNECTION = 'src/db/guarded-connection.ts'
 const DRIVER = 'src/db/database.ts'
 const FLIGHT = 'src/db/flight.ts'
-const CALLER = 'src/db/as-caller.ts'
+const LANES = 'src/db/lanes.ts'
+const IDENTITY = 'src/db/identity.ts'
 const ADOPT = 'src/db/adopt.ts'
 const OLDER = 'src/db/older-tables.ts'
 const FINISH = 'src/db/adopt-finish.ts'
@@ -255,8 +256,8 @@ const GUARDS = [
   {
     guard: 'a statement that a deadlock undid is tried again',
     file: 'src/db/as-caller.ts',
-    take: 'db.isTransaction ? await execute() : await retryingConflicts(execute)',
-    leave: 'await execute()',
+    take: 'return await retryingConflicts(() => executeAlone(db, query))',
+    leave: 'return await executeAlone(db, query)',
     test: 'postgres/conflicts',
   },
   {
@@ -563,23 +564,51 @@ const GUARDS = [
   {
     guard: 'who asks goes ahead of what is asked',
     file: DRIVER,
-    take: 'const statements = [...ahead, ...identity, statement]',
-    leave: 'const statements = [...ahead, statement, ...identity]',
+    take: 'statements.push(statement)',
+    leave: 'statements.unshift(statement)',
     test: 'faults/isolation',
   },
   {
     guard: 'who asks is forgotten at the end of the flight',
-    file: CALLER,
+    file: IDENTITY,
     take: "set_config('role', $1, true)",
     leave: "set_config('role', $1, false)",
     test: 'faults/isolation',
   },
   {
     guard: 'a claim holds only while the database says so',
-    file: CALLER,
+    file: IDENTITY,
     take: 'case when exists (${CONDITIONS[claim.kind]})',
     leave: 'case when true or exists (${CONDITIONS[claim.kind]})',
     test: 'faults/isolation',
+  },
+  {
+    guard: 'the reads of one turn share a lane and its write',
+    file: LANES,
+    take: 'if (isRead && this.#boarding?.isBoarding === true',
+    leave: 'if (isRead && this.#boarding?.isBoarding === null',
+    test: 'postgres/lanes',
+  },
+  {
+    guard: 'eight reads of a turn at most share it',
+    file: LANES,
+    take: 'this.#boarded < READS_TOGETHER && ',
+    leave: '',
+    test: 'postgres/lanes',
+  },
+  {
+    guard: 'what changes data goes where the fewest stand before it',
+    file: LANES,
+    take: 'const isRead = statements.every((statement) => statement.writes !== true)',
+    leave: 'const isRead = true',
+    test: 'postgres/lanes',
+  },
+  {
+    guard: 'what is logged last is written before an exit',
+    file: 'src/logger.ts',
+    take: "process.on('exit', flush)",
+    leave: '',
+    test: 'logger',
   },
   {
     guard: 'what a lane stops is done on the pool',
@@ -590,28 +619,28 @@ const GUARDS = [
   },
   {
     guard: 'a write that is not waited for is no refusal',
-    file: 'src/db/lanes.ts',
+    file: LANES,
     take: 'if (!writes) reject(notWaitedFor(end))',
     leave: 'if (end !== undefined) reject(notWaitedFor(end))',
     test: 'faults/isolation',
   },
   {
     guard: 'a lane that does not answer is cut',
-    file: 'src/db/lanes.ts',
+    file: LANES,
     take: '      lane.cut()\n      this.#onSuspect()\n',
     leave: '',
     test: 'postgres/lanes',
   },
   {
     guard: 'a lane carries so many flights and no more',
-    file: 'src/db/lanes.ts',
+    file: LANES,
     take: 'const MAX_IN_FLIGHT = 16',
     leave: 'const MAX_IN_FLIGHT = 640',
     test: 'postgres/lanes',
   },
   {
     guard: 'a lane that is retired lands its flights first',
-    file: 'src/db/lanes.ts',
+    file: LANES,
     take: '    this.#retired = true\n    if (this.inFlight === 0) this.#end()\n',
     leave: '    this.#retired = true\n    this.cut()\n',
     test: 'postgres/lanes',
