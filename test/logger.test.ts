@@ -34,7 +34,7 @@ it('an exit loses none of them', () => {
   const file = join(folder, 'exit')
   const before = process.listeners('exit')
   const log = createLogger('info', openSync(file, 'a'))
-  const [onExit] = process.listeners('exit').filter((listener) => !before.includes(listener))
+  const onExit = process.listeners('exit').find((listener) => !before.includes(listener))
   log.error({}, 'the last words')
   onExit?.(1)
   expect(messages(file)).toEqual(['the last words'])
