@@ -3,6 +3,8 @@ import { redactText } from './security/redact.js'
 
 /** As much is written without waiting for the end of the turn. In characters. */
 const WRITTEN_AT_ONCE = 8192
+/** So much is kept of what cannot be written (a full disk); what comes then is lost. In bytes. */
+const KEPT_AT_MOST = 1024 * 1024
 
 /**
  * One JSON line an entry on stdout, with `message` and `level` as words, as log collectors read them.
@@ -27,7 +29,14 @@ export function createLogger(level: string, fd = 1): Logger {
  * could lose is that turn's; an exit, also by an error, loses nothing.
  */
 function turnsOf(fd: number): { write(line: string): void } {
-  const out = pino.destination({ dest: fd, sync: true, minLength: WRITTEN_AT_ONCE })
+  const out = pino.destination({
+    dest: fd,
+    sync: true,
+    minLength: WRITTEN_AT_ONCE,
+    maxLength: KEPT_AT_MOST,
+  })
+  // There is no place left to tell of it, and the service goes on without its log.
+  out.on('error', () => {})
   let flushes = false
   const flush = (): void => {
     flushes = false

@@ -8,7 +8,15 @@ import pg from 'pg'
 const root = fileURLToPath(new URL('..', import.meta.url))
 
 /** What the program is made of. */
-const SOURCES = ['src', 'prisma/engine.mjs', 'bundle.mjs', 'package-lock.json']
+const SOURCES = [
+  'src',
+  'prisma/engine.mjs',
+  'bundle.mjs',
+  'package.json',
+  'package-lock.json',
+  'tsconfig.json',
+  'tsconfig.build.json',
+]
 
 /** Builds dist/ for a test that runs the program itself; once, or one file would run what another is writing. */
 export async function build(): Promise<void> {

@@ -30,6 +30,15 @@ it('the lines of one turn are written with its end, whole and in order', async (
   expect(messages(file)).toEqual(['alone', ...told])
 })
 
+it('a place that takes no more ends nothing: the service goes on without its log', async () => {
+  const log = createLogger('info', openSync('/dev/full', 'a'))
+  for (let n = 0; n < 3; n += 1) {
+    log.info({}, 'to nobody '.repeat(2000))
+    log.info({}, 'to nobody')
+    await turn()
+  }
+})
+
 it('an exit loses none of them', () => {
   const file = join(folder, 'exit')
   const before = process.listeners('exit')

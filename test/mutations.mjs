@@ -326,7 +326,7 @@ const GUARDS = [
   {
     guard: 'an expired answer makes room for a statement',
     file: IDEMPOTENCY,
-    take: 'if (found?.fresh === false) {',
+    take: 'if (found?.fresh === false && found.locked) {',
     leave: 'if (found === null) {',
     test: 'postgres/idempotency',
   },
@@ -585,8 +585,8 @@ const GUARDS = [
   {
     guard: 'the reads of one turn share a lane and its write',
     file: LANES,
-    take: 'if (isRead && this.#boarding?.isBoarding === true',
-    leave: 'if (isRead && this.#boarding?.isBoarding === null',
+    take: 'if (isShared && this.#boarding?.isBoarding === true',
+    leave: 'if (isShared && this.#boarding?.isBoarding === null',
     test: 'postgres/lanes',
   },
   {
@@ -599,8 +599,22 @@ const GUARDS = [
   {
     guard: 'what changes data goes where the fewest stand before it',
     file: LANES,
-    take: 'const isRead = statements.every((statement) => statement.writes !== true)',
-    leave: 'const isRead = true',
+    take: 'if (statements.some((statement) => statement.writes === true)) return false',
+    leave: '',
+    test: 'postgres/lanes',
+  },
+  {
+    guard: 'a slow read shares no lane',
+    file: LANES,
+    take: 'return name !== undefined && (this.#keptMs.get(name) ?? 0) < QUICK_MS',
+    leave: 'return true',
+    test: 'postgres/lanes',
+  },
+  {
+    guard: 'a lost lane is shared no more',
+    file: LANES,
+    take: 'if (this.#boarding === lane) this.#boarding = undefined',
+    leave: '',
     test: 'postgres/lanes',
   },
   {

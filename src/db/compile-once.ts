@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import type { Compilable, CompiledQuery } from 'kysely'
 import type { Db } from './database.js'
 
@@ -65,14 +66,21 @@ export function compileForList<T, R>(
   }
 }
 
-/** Throws for a hole that became a part of another value, in whose place nothing would be put. */
+/**
+ * Throws for a hole that was taken for a value, in whose place nothing would be put: with holes of other names all
+ * that is no hole must be the same.
+ */
 function compile<R>(build: (holes: string[]) => Compilable<R>, names: readonly string[]): CompiledQuery<R> {
   const holes = names.map((name) => HOLE + name)
   const compiled = build(holes).compile()
-  const spoilt = compiled.parameters.find(
-    (parameter) => typeof parameter === 'string' && parameter.includes(HOLE) && !holes.includes(parameter),
-  )
-  if (spoilt !== undefined) throw new Error(`a hole was made a part of ${JSON.stringify(spoilt)}`)
+  const other = build(names.map((name) => `\u0000other:${name}`)).compile()
+  for (const [index, parameter] of compiled.parameters.entries()) {
+    const isHole = typeof parameter === 'string' && holes.includes(parameter)
+    const isSame = isDeepStrictEqual(parameter, other.parameters[index])
+    if (!isHole && (!isSame || Number.isNaN(parameter)))
+      throw new Error(`a hole was taken for a value: ${JSON.stringify(parameter)}`)
+  }
+  if (other.sql !== compiled.sql) throw new Error(`a hole is in the text: ${compiled.sql}`)
   return compiled
 }
 

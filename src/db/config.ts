@@ -339,9 +339,9 @@ function at({ scope, owner, environment, key }: Address) {
     ])
 }
 
-/** As every connection reads it (timestampToIso): they are in UTC, or they fail. */
+/** As timestampToIso spells it. A time that comes as such fails where its connection is not in UTC; this is told in UTC anywhere. */
 function rfc3339(column: 'created_at' | 'updated_at') {
-  return sql<string>`to_char(change.${sql.ref(column)}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`
+  return sql<string>`to_char(timezone('UTC', change.${sql.ref(column)}), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`
 }
 
 function text(value: string | null) {

@@ -16,6 +16,10 @@ const MAX_IN_FLIGHT = 16
  * data waits for the disk, so it goes where the fewest stand before it.
  */
 const READS_TOGETHER = 8
+/** Only what keeps a lane for less, by its name and in the mean, shares one: the others would wait for it. */
+const QUICK_MS = 5
+/** What the last one counts in that mean: seventeen quick ones make up for a second. */
+const LAST_ONE_COUNTS = 0.2
 /** A lane that has been silent for so long with something in flight gets nothing more for now. */
 const HELD_UP_MS = 100
 /** A flight that carries more holds up those behind it: the pool takes it. In characters of its parameters. */
@@ -63,6 +67,7 @@ class Lane {
   #isLost = false
   /** Flights of this turn of the event loop, not written yet. */
   #boarded = 0
+  #answeredAtMs = 0
   #retired = false
   #ended = false
   readonly ended: Promise<void>
@@ -81,8 +86,10 @@ class Lane {
     return (this.client as unknown as { connection: { stream: Socket } }).connection.stream
   }
 
-  async fly(statements: readonly Statement[]): Promise<Result> {
-    if (this.inFlight === 0) this.movedAtMs = performance.now()
+  /** `keptFor` is told how long the flight had the lane to itself. */
+  async fly(statements: readonly Statement[], keptFor: (ms: number) => void): Promise<Result> {
+    const startedAt = performance.now()
+    if (this.inFlight === 0) this.movedAtMs = startedAt
     this.inFlight += 1
     this.#board()
     try {
@@ -90,6 +97,8 @@ class Lane {
     } finally {
       this.inFlight -= 1
       this.movedAtMs = performance.now()
+      keptFor(this.movedAtMs - Math.max(startedAt, this.#answeredAtMs))
+      this.#answeredAtMs = this.movedAtMs
       if (this.#retired && this.inFlight === 0) this.#end()
     }
   }
@@ -183,7 +192,9 @@ export class Lanes {
   #onSuspect: () => void = () => {}
   /** Statements that a lane has stopped, by name, and until when they go to the pool at once. */
   readonly #stopped = new Map<string, number>()
-  /** Where the last read went. */
+  /** How long reads keep a lane in the mean, by name. */
+  readonly #keptMs = new Map<string, number>()
+  /** Where the last quick read went, and nothing else since. */
   #boarding: Lane | undefined
   #generation = 0
   #watch: NodeJS.Timeout | undefined
@@ -213,8 +224,9 @@ export class Lanes {
     const now = performance.now()
     if (this.#ending || this.#wasStopped(statements, now) || characters(statements) > MAX_CHARACTERS)
       return undefined
-    const isRead = statements.every((statement) => statement.writes !== true)
-    if (isRead && this.#boarding?.isBoarding === true && !this.#boarding.isHeldUp(now)) return this.#boarding
+    const isShared = this.#isQuickRead(statements)
+    if (isShared && this.#boarding?.isBoarding === true && !this.#boarding.isHeldUp(now))
+      return this.#boarding
     let best: Lane | undefined
     for (const slot of this.#slots) {
       if (slot.lane !== undefined && isExpired(slot.lane.client)) this.#retire(slot.lane)
@@ -222,7 +234,8 @@ export class Lanes {
       else if (slot.lane.inFlight < (best?.inFlight ?? MAX_IN_FLIGHT) && !slot.lane.isHeldUp(now))
         best = slot.lane
     }
-    if (isRead) this.#boarding = best
+    if (isShared) this.#boarding = best
+    else if (this.#boarding === best) this.#boarding = undefined
     return best
   }
 
@@ -236,31 +249,45 @@ export class Lanes {
     const name = statements.at(-1)?.name
     const startedAt = performance.now()
     const sent = this.#settings.prepare ? statements : statements.map(unnamed)
-    const landed = lane.fly(sent).then(
-      (result) => {
-        this.#availability.answered()
-        permit.settle(performance.now() - startedAt >= this.#settings.slowMs ? 'slow' : 'success')
-        return result
-      },
-      (error: unknown) => {
-        const failure = classify(error)
-        const { destroy, evictIdle, writesOnly } = meaningOf(failure)
-        // A lane is one connection, and its loss one failure, however many flights it meets.
-        const isKnown = (failure === 'lost' || failure === 'restarting') && !lane.tellLoss()
-        const outcome = isKnown ? 'ignored' : outcomeOf(failure, writes)
-        if (error instanceof DatabaseError) this.#availability.answered()
-        this.#availability.failed(failure)
-        permit.settle(outcome)
-        const holdsUpMs = HOLDS_UP_MS[failure]
-        if (name !== undefined && holdsUpMs !== undefined)
-          this.#stopped.set(name, performance.now() + holdsUpMs)
-        if (destroy) this.#retire(lane)
-        if (evictIdle === true && outcome !== 'ignored') this.#onSuspect()
-        if (writesOnly === true && outcome !== 'ignored') this.#availability.couldRead()
-        throw error
-      },
-    )
+    const landed = lane
+      .fly(sent, (ms) => this.#keep(name, ms))
+      .then(
+        (result) => {
+          this.#availability.answered()
+          permit.settle(performance.now() - startedAt >= this.#settings.slowMs ? 'slow' : 'success')
+          return result
+        },
+        (error: unknown) => {
+          const failure = classify(error)
+          const { destroy, evictIdle, writesOnly } = meaningOf(failure)
+          // A lane is one connection, and its loss one failure, however many flights it meets.
+          const isKnown = (failure === 'lost' || failure === 'restarting') && !lane.tellLoss()
+          const outcome = isKnown ? 'ignored' : outcomeOf(failure, writes)
+          if (error instanceof DatabaseError) this.#availability.answered()
+          this.#availability.failed(failure)
+          permit.settle(outcome)
+          const holdsUpMs = HOLDS_UP_MS[failure]
+          if (name !== undefined && holdsUpMs !== undefined)
+            this.#stopped.set(name, performance.now() + holdsUpMs)
+          if (destroy) this.#retire(lane)
+          if (evictIdle === true && outcome !== 'ignored') this.#onSuspect()
+          if (writesOnly === true && outcome !== 'ignored') this.#availability.couldRead()
+          throw error
+        },
+      )
     return deadline === undefined ? await landed : await untilEnd(landed, deadline, writes)
+  }
+
+  #isQuickRead(statements: readonly Statement[]): boolean {
+    if (statements.some((statement) => statement.writes === true)) return false
+    const name = statements.at(-1)?.name
+    return name !== undefined && (this.#keptMs.get(name) ?? 0) < QUICK_MS
+  }
+
+  #keep(name: string | undefined, ms: number): void {
+    if (name === undefined) return
+    const before = this.#keptMs.get(name) ?? 0
+    this.#keptMs.set(name, before + (ms - before) * LAST_ONE_COUNTS)
   }
 
   #wasStopped(statements: readonly Statement[], now: number): boolean {
@@ -305,6 +332,7 @@ export class Lanes {
   }
 
   #forget(lane: Lane): void {
+    if (this.#boarding === lane) this.#boarding = undefined
     for (const slot of this.#slots) if (slot.lane === lane) slot.lane = undefined
   }
 

@@ -354,6 +354,13 @@ function registerFunctions(db: IMemoryDb, clock: { now: Date }): void {
     returns: DataType.text,
     implementation: (at: Date) => at.toISOString().slice(0, 10),
   })
+  // Here every time is in UTC.
+  schema.registerFunction({
+    name: 'timezone',
+    args: [DataType.text, DataType.timestamptz],
+    returns: DataType.timestamptz,
+    implementation: (_: string, at: Date) => at,
+  })
   // Its format is only ever that of RFC 3339.
   schema.registerFunction({
     name: 'to_char',

@@ -108,7 +108,8 @@ export function requestContext(
 
 /**
  * For the answer to come, whatever it will be. Straight onto Node's where there is one: Headers of the web's kind are
- * made, checked and read again, which costs a request as much as its routing.
+ * made, checked and read again, which costs a request as much as its routing. Not for what a secret under an
+ * Idempotency-Key is known by (keptOf): that header belongs to its answer.
  */
 export function setHeader(c: Context<AppEnv>, name: string, value: string): void {
   const outgoing = c.env?.outgoing

@@ -142,7 +142,7 @@ export async function idempotentStatement<R extends Response>(
   const values = onceValues(id, { request_hash: hashes[0], status, response: NO_CONTENT })
   return await firstOrAgain(c, db, request, async () => {
     let found = await once(values)
-    if (found?.fresh === false) {
+    if (found?.fresh === false && found.locked) {
       await asCaller(db, c.get('caller'), forgetExpiredAnswer(db, id))
       found = await once(values)
     }

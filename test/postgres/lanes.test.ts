@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { type AddressInfo, connect, createServer } from 'node:net'
+import { type AddressInfo, type Socket, connect, createServer } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Compilable, CompiledQuery, sql } from 'kysely'
 import pg from 'pg'
@@ -109,6 +109,35 @@ describe('lanes', () => {
     const pidOf = raw<{ pid: number }>('select pg_backend_pid() as pid, pg_sleep(0.1)')
     const writes = await Promise.all(Array.from({ length: 4 }, () => asApp(db, pidOf)))
     expect(writes.map(([row]) => row?.pid)).toEqual([asked[0], asked[8], asked[0], asked[8]])
+  })
+
+  it('let a read that is slow by its name share none: beside it the quick ones of a turn do not wait', async () => {
+    const { db } = await open({ lanes: 4, size: 6 })
+    const slow = db
+      .selectNoFrom(sql<string>`pg_sleep(0.6)::text`.as('slept'))
+      .$castTo<Record<string, unknown>>()
+    // Its first answer tells how long it keeps a lane.
+    await asApp(db, slow)
+    const order: string[] = []
+    const told = (what: string, query: Compilable<unknown>) =>
+      asApp(db, query).then(() => void order.push(what))
+    await Promise.all([
+      told('slow', slow),
+      ...Array.from({ length: 7 }, () => told('quick', reading(db))),
+      told('slow', slow),
+    ])
+    expect(order).toEqual([...Array.from({ length: 7 }, () => 'quick'), 'slow', 'slow'])
+  })
+
+  it('that are lost are shared no more, in the same turn as well: reads on them are answered elsewhere', async () => {
+    const { db } = await open()
+    await laneOf(db)
+    const sockets = (process as unknown as { _getActiveHandles(): Socket[] })._getActiveHandles()
+    const asked = Array.from({ length: 4 }, () => codeOf(asApp(db, reading(db))))
+    await Promise.resolve()
+    for (const socket of sockets.filter(({ writableCorked }) => writableCorked > 0))
+      socket.destroy(Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET' }))
+    expect(await Promise.all(asked)).toEqual(['done', 'done', 'done', 'done'])
   })
 
   it('are there when first asked, and beside the pool: the first statement waits for none', async () => {
