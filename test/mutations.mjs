@@ -604,6 +604,13 @@ const GUARDS = [
     test: 'postgres/lanes',
   },
   {
+    guard: 'a kept answer tells its times in UTC',
+    file: 'src/db/config.ts',
+    take: "timezone('UTC', change.${sql.ref(column)})",
+    leave: 'change.${sql.ref(column)}',
+    test: 'postgres/idempotency',
+  },
+  {
     guard: 'a slow read shares no lane',
     file: LANES,
     take: 'return name !== undefined && (this.#keptMs.get(name) ?? 0) < QUICK_MS',

@@ -192,7 +192,7 @@ export class Lanes {
   #onSuspect: () => void = () => {}
   /** Statements that a lane has stopped, by name, and until when they go to the pool at once. */
   readonly #stopped = new Map<string, number>()
-  /** How long reads keep a lane in the mean, by name. */
+  /** How long a statement keeps a lane in the mean, by name. */
   readonly #keptMs = new Map<string, number>()
   /** Where the last quick read went, and nothing else since. */
   #boarding: Lane | undefined
@@ -217,7 +217,7 @@ export class Lanes {
   }
 
   /**
-   * The least loaded lane with room that moves, for a read the one that the reads before it took in this turn;
+   * The least loaded lane with room that moves, for a quick read the one that those before it took in this turn;
    * undefined when there is none, or the flight is none for a lane.
    */
   pick(statements: readonly Statement[]): Lane | undefined {

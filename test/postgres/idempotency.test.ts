@@ -2,6 +2,8 @@ import { once } from 'node:events'
 import { type AddressInfo, type Server, connect, createServer } from 'node:net'
 import pg from 'pg'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
+import { connectionConfig } from '../../src/db/connection.js'
+import { createLogin } from '../../src/db/create-login.js'
 import { createDatabase } from '../../src/db/database.js'
 import type { GuardedPool } from '../../src/db/guarded-pool.js'
 import type { ConnectionSource, SourceConnection } from '../../src/db/source.js'
@@ -224,6 +226,37 @@ describe('a change with a key', () => {
       [204, 2],
       [204, 2],
     ])
+  })
+
+  it('keeps its times in UTC, also where its connection is not', async () => {
+    const login = `elsewhere_${process.pid}`
+    const config = connectionConfig({ url, ssl: 'disable', sslCa: undefined })
+    const { password } = await createLogin(config, login, 30_000)
+    await superuser.query(`alter role ${login} set timezone to 'Asia/Tokyo'`)
+    const own = Object.assign(new URL(url), { username: login, password })
+    const pool = guardedPool(own.href, { size: 1, pooled: true })
+    pools.push(pool)
+    const apiKey = createToken('gzk_')
+    await superuser.query(
+      "insert into auth_api_keys (user_id, name, prefix, key_hash, scopes) values ($1, 'u', 'gzk_', $2, '{config:read,config:write}')",
+      [owner, hashToken(apiKey)],
+    )
+    const { status, text } = await routesOver(pool)(
+      'PUT',
+      '/v1/config/global/elsewhere',
+      'elsewhere',
+      { value: 1 },
+      {},
+      apiKey,
+    )
+    const { created_at: told } = JSON.parse(text) as { created_at: string }
+    const stored = await superuser.query<{ at: Date }>(
+      "select created_at as at from config_entries where key = 'elsewhere'",
+    )
+    expect([status, Date.parse(told)]).toEqual([201, stored.rows[0]?.at.getTime()])
+    await pool.end(1000)
+    await superuser.query(`drop owned by ${login}`)
+    await superuser.query(`drop role ${login}`)
   })
 
   it('names its route by method and template', async () => {
