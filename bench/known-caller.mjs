@@ -4,8 +4,9 @@ import { randomUUID } from 'node:crypto'
 import { createAdaptorServer } from '@hono/node-server'
 import { Hono } from 'hono'
 import { CompiledQuery } from 'kysely'
+import { appendTogether } from '../build/db/append-together.js'
 import { asCaller } from '../build/db/as-caller.js'
-import { appendEvents, eventsIn, eventsPage } from '../build/db/audit-events.js'
+import { eventsIn, eventsPage } from '../build/db/audit-events.js'
 import { NO_REQUEST } from '../build/db/audit.js'
 import { entryAt, writeEntry } from '../build/db/config.js'
 import { connectionConfig } from '../build/db/connection.js'
@@ -101,8 +102,8 @@ app.post('/events', async (c) => {
     const { event, ...columns } = stored(each)
     return { columns, text: event }
   })
-  const fresh = await asCaller(db, caller, appendEvents(caller, events))
-  return c.body(JSON.stringify({ accepted: fresh.length }), 200, json)
+  const fresh = await appendTogether(db, caller, events)
+  return c.body(JSON.stringify({ accepted: fresh.size }), 200, json)
 })
 app.get('/page', async (c) => {
   const { at: afterReceivedAt = '', id } = c.req.query()

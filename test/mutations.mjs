@@ -16,6 +16,7 @@ const DRIVER = 'src/db/database.ts'
 const FLIGHT = 'src/db/flight.ts'
 const LANES = 'src/db/lanes.ts'
 const IDENTITY = 'src/db/identity.ts'
+const TOGETHER = 'src/db/append-together.ts'
 const ADOPT = 'src/db/adopt.ts'
 const OLDER = 'src/db/older-tables.ts'
 const FINISH = 'src/db/adopt-finish.ts'
@@ -640,7 +641,7 @@ const GUARDS = [
   },
   {
     guard: 'a write that is not waited for is no refusal',
-    file: LANES,
+    file: 'src/db/deadline.ts',
     take: 'if (!writes) reject(notWaitedFor(end))',
     leave: 'if (end !== undefined) reject(notWaitedFor(end))',
     test: 'faults/isolation',
@@ -700,6 +701,55 @@ const GUARDS = [
     take: 'if (this.#ahead === 0) super.handleDataRow(message)',
     leave: 'super.handleDataRow(message)',
     test: 'flight/flight',
+  },
+  {
+    guard: 'what a shared append fails of by one of them is done by each alone',
+    file: TOGETHER,
+    take: 'if (group.events.length === events.length || !BY_ONE_OF_THEM.has(classify(error))) throw error',
+    leave: 'throw error',
+    test: 'postgres/append-together',
+  },
+  {
+    guard: 'an append whose outcome is unknown is not sent again',
+    file: TOGETHER,
+    take: 'if (group.events.length === events.length || !BY_ONE_OF_THEM.has(classify(error))) throw error',
+    leave: '',
+    test: 'postgres/append-together',
+  },
+  {
+    guard: 'a shared append is of one identity and one claim',
+    file: TOGETHER,
+    take: 'return JSON.stringify([name, values])',
+    leave: 'return String(values[1] ?? name)',
+    test: 'postgres/append-together',
+  },
+  {
+    guard: 'no id is twice in a shared append',
+    file: TOGETHER,
+    take: ' &&\n    events.every(({ columns }) => !ids.has(columns.eventId))',
+    leave: '',
+    test: 'postgres/append-together',
+  },
+  {
+    guard: "a shared append ends with nobody's deadline",
+    file: TOGETHER,
+    take: 'append(db, sender, group.events)',
+    leave: 'append(db, caller, group.events)',
+    test: 'postgres/append-together',
+  },
+  {
+    guard: 'each waits for a shared append no longer than it may',
+    file: TOGETHER,
+    take: 'return caller.deadline === undefined ? await stored : await untilEnd(stored, caller.deadline, true)',
+    leave: 'return await stored',
+    test: 'postgres/append-together',
+  },
+  {
+    guard: 'a shared append confirms the claims of all',
+    file: TOGETHER,
+    take: 'if (caller.claim !== undefined) caller.claim.isConfirmed = true',
+    leave: '',
+    test: 'postgres/append-together',
   },
 ]
 

@@ -1,3 +1,5 @@
+import { AppError } from '../errors.js'
+
 /** Why an answer is no longer waited for. */
 export type DeadlineEnd = 'expired' | 'client_gone'
 
@@ -31,4 +33,35 @@ export class Deadline {
   forget(listener: (end: DeadlineEnd) => void): void {
     this.#listeners?.delete(listener)
   }
+}
+
+/** Why an answer is not waited for any longer; nothing was changed. */
+export function notWaitedFor(end: DeadlineEnd, cause?: unknown): AppError {
+  const message =
+    end === 'expired'
+      ? 'The request took too long and was stopped; nothing was changed.'
+      : 'The client went away; nothing was changed.'
+  return new AppError('deadline_exceeded', message, { cause })
+}
+
+/**
+ * The same answer, waited for no longer than the deadline: a read is let go at its end, whoever ended it; what may
+ * change data is waited for while its client is gone, and is `outcome_unknown` when its time is up.
+ */
+export function untilEnd<T>(landed: Promise<T>, deadline: Deadline, writes: boolean): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const stop = (end: DeadlineEnd): void => {
+      if (!writes) reject(notWaitedFor(end))
+      else if (end === 'expired') reject(outcomeUnknown())
+    }
+    deadline.listen(stop)
+    landed.then(resolve, reject).finally(() => deadline.forget(stop))
+  })
+}
+
+function outcomeUnknown(): AppError {
+  return new AppError(
+    'outcome_unknown',
+    'The answer did not come in time: the change may or may not have been made.',
+  )
 }

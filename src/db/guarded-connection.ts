@@ -1,11 +1,10 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { DatabaseError, type PoolClient } from 'pg'
 import Cursor from 'pg-cursor'
-import { AppError } from '../errors.js'
 import type { Outcome } from '../resilience/circuit-breaker.js'
 import { cancelOnServer } from './cancel.js'
 import { isCopy, startCopy } from './copy-reader.js'
-import type { Deadline, DeadlineEnd } from './deadline.js'
+import { type Deadline, type DeadlineEnd, notWaitedFor } from './deadline.js'
 import { type Statement, fly, unnamed } from './flight.js'
 import { classify, type FailureClass, meaningOf, outcomeOf } from './pg-errors.js'
 import { endingOf } from './pool.js'
@@ -243,13 +242,4 @@ const SEVERITY: Record<Outcome, number> = {
   slow: 2,
   failure: 3,
   failure_and_slow: 4,
-}
-
-/** Why an answer is not waited for any longer; nothing was changed. */
-export function notWaitedFor(end: DeadlineEnd, cause?: unknown): AppError {
-  const message =
-    end === 'expired'
-      ? 'The request took too long and was stopped; nothing was changed.'
-      : 'The client went away; nothing was changed.'
-  return new AppError('deadline_exceeded', message, { cause })
 }

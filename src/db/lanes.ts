@@ -1,10 +1,8 @@
 import { type Client, DatabaseError } from 'pg'
 import { fullJitter } from '../resilience/backoff.js'
-import { AppError } from '../errors.js'
 import type { Availability } from './availability.js'
-import type { Deadline, DeadlineEnd } from './deadline.js'
+import { type Deadline, untilEnd } from './deadline.js'
 import { type Statement, fly, unnamed } from './flight.js'
-import { notWaitedFor } from './guarded-connection.js'
 import { type FailureClass, classify, classifyConnect, meaningOf, outcomeOf } from './pg-errors.js'
 import { isExpired } from './pool.js'
 import type { Result } from './source.js'
@@ -386,22 +384,4 @@ function characters(statements: readonly Statement[]): number {
 function lengthOf(value: unknown): number {
   if (typeof value === 'string') return value.length
   return Array.isArray(value) ? value.reduce<number>((sum, each) => sum + lengthOf(each), 0) : 0
-}
-
-function untilEnd(landed: Promise<Result>, deadline: Deadline, writes: boolean): Promise<Result> {
-  return new Promise((resolve, reject) => {
-    const stop = (end: DeadlineEnd): void => {
-      if (!writes) reject(notWaitedFor(end))
-      else if (end === 'expired') reject(outcomeUnknown())
-    }
-    deadline.listen(stop)
-    landed.then(resolve, reject).finally(() => deadline.forget(stop))
-  })
-}
-
-function outcomeUnknown(): AppError {
-  return new AppError(
-    'outcome_unknown',
-    'The answer did not come in time: the change may or may not have been made.',
-  )
 }

@@ -1,10 +1,10 @@
 import { createRoute, z } from '@hono/zod-openapi'
+import { appendTogether } from '../db/append-together.js'
 import { type Caller, asCaller } from '../db/as-caller.js'
 import {
   type EventFilter,
   type NewEvent,
   type StoredEvent,
-  appendEvents,
   eventById,
   eventsIn,
   eventsPage,
@@ -247,9 +247,9 @@ async function append(
 ): Promise<{ accepted: number; duplicates: number; conflicts: string[] }> {
   const first = new Map<string, NewEvent>()
   for (const event of events) if (!first.has(event.columns.eventId)) first.set(event.columns.eventId, event)
-  const fresh = first.size === 0 ? [] : await asCaller(db, caller, appendEvents(caller, [...first.values()]))
-  if (fresh.length === events.length) return { accepted: fresh.length, duplicates: 0, conflicts: [] }
-  const freshIds = new Set(fresh.map(({ event_id }) => event_id))
+  const freshIds =
+    first.size === 0 ? new Set<string>() : await appendTogether(db, caller, [...first.values()])
+  if (freshIds.size === events.length) return { accepted: freshIds.size, duplicates: 0, conflicts: [] }
   const stored = new Map<string, string>()
   const known: string[] = []
   for (const [eventId, { columns }] of first) {

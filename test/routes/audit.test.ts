@@ -42,6 +42,25 @@ describe('an event', () => {
     expect(answer.body).not.toHaveProperty('endpoint')
   })
 
+  it('among many at once is stored once, whoever sends its id twice, and each sender hears of its own', async () => {
+    const twice = event()
+    const bodies = Array.from({ length: 24 }, (_, n) =>
+      n < 2 ? twice : n === 2 ? { ...twice, message: 'n' } : event(),
+    )
+    const answers = (await Promise.all(bodies.map((body) => post(body)))).map(({ body }) => body)
+    const [first, second, third, ...others] = answers
+    expect([first, second, third].map(({ accepted }) => accepted).toSorted()).toEqual([0, 0, 1])
+    if (third.accepted === 0) {
+      expect(first.duplicates + second.duplicates).toBe(1)
+      expect(third.conflicts).toEqual([twice.event_id])
+    } else expect([first.conflicts, second.conflicts]).toEqual([[twice.event_id], [twice.event_id]])
+    for (const answer of others) expect(answer).toEqual({ accepted: 1, duplicates: 0, conflicts: [] })
+    const ids = bodies.map(({ event_id }) => `'${event_id}'`).join()
+    expect(await service.database.read(`select from audit_events where event_id in (${ids})`)).toHaveLength(
+      22,
+    )
+  })
+
   it('is the same text on a page and alone, whatever its columns hold', async () => {
     const { event_id: id } = event()
     await post(event({ event_id: id, agent_id: 'spelling' }))
