@@ -1,4 +1,4 @@
-import type { Server } from 'node:http'
+import type { RequestListener, Server } from 'node:http'
 import type { Logger } from 'pino'
 import { connectionConfig } from './db/connection.js'
 import { explainConnectFailure } from './db/pg-errors.js'
@@ -43,7 +43,7 @@ export async function serve(
     checkRoles: url !== null,
     onSetupToken: (token) => onSetupToken(token, port),
   })
-  const server = await listenOn(service.app.fetch, env)
+  const server = await listenOn(service.createListener(), env)
   port = server.port
   const stopping = new AbortController()
   const ready = service.becomeReady(stopping.signal)
@@ -104,13 +104,13 @@ function logTransition(log: Logger, { from, to, reason }: BreakerEvent): void {
 type Listening = { server: Server; port: number }
 
 /** A machine without IPv6 has no `::`; the default then falls back to IPv4. */
-async function listenOn(fetch: Parameters<typeof listen>[0], env: Env): Promise<Listening> {
+async function listenOn(listener: RequestListener, env: Env): Promise<Listening> {
   try {
-    return await listen(fetch, env.HOST, env.PORT)
+    return await listen(listener, env.HOST, env.PORT)
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     if (env.HOST === '::' && (code === 'EAFNOSUPPORT' || code === 'EADDRNOTAVAIL'))
-      return await listen(fetch, '0.0.0.0', env.PORT)
+      return await listen(listener, '0.0.0.0', env.PORT)
     if (code === 'EADDRINUSE')
       throw new AppError('invalid_request', `PORT: ${env.PORT} is taken by another process`)
     if (code === 'EACCES')

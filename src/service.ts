@@ -1,8 +1,8 @@
 import { createHmac, randomBytes } from 'node:crypto'
-import type { Server } from 'node:http'
+import { type RequestListener, type Server, createServer } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type HttpBindings, createAdaptorServer } from '@hono/node-server'
+import { getRequestListener } from '@hono/node-server'
 import { type AppDeps, createApp } from './app.js'
 import { createDatabase } from './db/database.js'
 import { PASSING, classify, explainConnectFailure, meaningOf } from './db/pg-errors.js'
@@ -15,6 +15,7 @@ import { createForcedCircuit } from './forced-circuit.js'
 import { startPruning } from './jobs/prune.js'
 import { type HealthState, databaseState } from './routes/health.js'
 import { RecentCallers } from './routes/recent-callers.js'
+import { refuseEarly } from './routes/refuse-early.js'
 import { bucketNames } from './routes/sign-in.js'
 import { createPasswords } from './security/passwords.js'
 import { parseEncryptionKeys } from './security/secret-box.js'
@@ -118,8 +119,17 @@ export function createService(options: ServiceOptions) {
     if (token !== null) options.onSetupToken(token)
   }
 
+  const app = createApp(deps)
+
   return {
-    app: createApp(deps),
+    app,
+    /** For a server of node:http. Makes the globals Request and Response the adapter's, which are faster. */
+    createListener(): RequestListener {
+      const answer = getRequestListener(app.fetch)
+      return (incoming, outgoing) => {
+        if (!refuseEarly(deps, incoming, outgoing)) void answer(incoming, outgoing)
+      }
+    },
     becomeReady,
     /** From now on not ready, and no new connection to the database is waited for. */
     drain: (): void => void (phase = 'draining'),
@@ -133,11 +143,11 @@ export function createService(options: ServiceOptions) {
 
 /** Listens; resolves with the port when the socket is open. */
 export async function listen(
-  fetch: (request: Request, env: HttpBindings) => Response | Promise<Response>,
+  listener: RequestListener,
   host: string,
   port: number,
 ): Promise<{ server: Server; port: number }> {
-  const server = createAdaptorServer({ fetch: fetch as never }) as Server
+  const server = createServer(listener)
   // The platform's edge keeps idle connections for 60 s: ours must not be the first to close.
   server.keepAliveTimeout = 65_000
   server.headersTimeout = 66_000

@@ -70,7 +70,7 @@ export function useService(env: Record<string, string> = {}): TestService {
       onSetupToken: (token) => (service.setupToken = token),
     })
     await built.becomeReady(new AbortController().signal)
-    const { server, port } = await listen(built.app.fetch, '127.0.0.1', 0)
+    const { server, port } = await listen(built.createListener(), '127.0.0.1', 0)
     close = () => closeServer(server, 1000)
     service.database = database
     service.keyOf = async (userId, scopes) => {

@@ -48,6 +48,19 @@ export interface DeadlineTimer {
 
 const CORRELATION_ID = /^[A-Za-z0-9._:-]{1,128}$/
 
+/** Ids of a request that are told again, beside X-Request-ID. */
+export const ECHOED = ['x-trace-id', 'x-span-id', 'x-session-id'] as const
+/** Beside every answer, unless it says otherwise itself. */
+export const ALWAYS: Readonly<Record<string, string>> = {
+  'cache-control': 'private, no-cache',
+  'x-content-type-options': 'nosniff',
+}
+
+/** What a client may call its request; null for anything else. */
+export function correlationId(value: unknown): string | null {
+  return typeof value === 'string' && CORRELATION_ID.test(value) ? value : null
+}
+
 /**
  * Gives the request its ids (X-Request-ID made when absent or malformed) and echoes them; ends its deadline
  * after `requestMs`, or when its client goes away; logs the answer in one line: never a header, a body or a
@@ -59,10 +72,7 @@ export function requestContext(
 ): MiddlewareHandler<AppEnv> {
   return async function requestContext(c, next) {
     const started = performance.now()
-    const id = (name: string): string | null => {
-      const value = c.req.header(name)
-      return value !== undefined && CORRELATION_ID.test(value) ? value : null
-    }
+    const id = (name: string): string | null => correlationId(c.req.header(name))
     const requestId = id('x-request-id') ?? randomUUID()
     const correlation: Correlation = {
       requestId,
@@ -89,8 +99,7 @@ export function requestContext(
     if (correlation.traceId !== null) setHeader(c, 'x-trace-id', correlation.traceId)
     if (correlation.spanId !== null) setHeader(c, 'x-span-id', correlation.spanId)
     if (correlation.sessionId !== null) setHeader(c, 'x-session-id', correlation.sessionId)
-    setHeader(c, 'cache-control', 'private, no-cache')
-    setHeader(c, 'x-content-type-options', 'nosniff')
+    for (const name in ALWAYS) setHeader(c, name, ALWAYS[name] as string)
     await next()
     timer.stop()
     log.info(

@@ -76,15 +76,25 @@ export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
   const status = STATUS[known.code]
   if (status === 500) c.get('log').error({ err: known.cause ?? error }, 'request failed')
   else if (status > 500 || sqlState(known) === DENIED) logFailure(c, known)
+  const { headers, body } = problemOf(known, c.get('requestId'))
+  // With a key a retry finds out what became of the change; without one it could make it twice.
+  if (known.code === 'outcome_unknown' && c.req.header('idempotency-key') !== undefined)
+    headers['retry-after'] ??= '1'
+  return answer(c, body, status, headers)
+}
+
+/** The same as bytes and headers. */
+export function problemOf(
+  known: AppError,
+  requestId: string,
+): { status: ContentfulStatusCode; headers: Record<string, string>; body: string } {
+  const status = STATUS[known.code]
   const headers: Record<string, string> = { ...known.headers, 'content-type': 'application/problem+json' }
   if (known.retryAfterSeconds !== undefined)
     headers['retry-after'] = String(Math.max(1, known.retryAfterSeconds))
-  // With a key a retry finds out what became of the change; without one it could make it twice.
-  else if (known.code === 'outcome_unknown' && c.req.header('idempotency-key') !== undefined)
-    headers['retry-after'] = '1'
   if (known.code === 'unauthenticated')
     headers['www-authenticate'] ??= 'Bearer realm="gary", error="invalid_token"'
-  const problem = {
+  const body = JSON.stringify({
     type: 'about:blank',
     title: TITLES[status] ?? 'Error',
     status,
@@ -94,9 +104,9 @@ export function errorResponse(error: unknown, c: Context<AppEnv>): Response {
     error: known.code,
     message: known.message,
     timestamp: Date.now() / 1000,
-    request_id: c.get('requestId'),
-  }
-  return answer(c, JSON.stringify(problem), status, headers)
+    request_id: requestId,
+  })
+  return { status, headers, body }
 }
 
 /** Without a stack: what a lost or slow database does is no fault in the code, and comes in thousands. */

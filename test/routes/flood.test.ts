@@ -16,3 +16,39 @@ it('a flood of sign-ins is refused before bodies are read and callers are looked
   expect((await Promise.all(attempts)).filter(({ status }) => status === 200)).toHaveLength(ROOM)
   expect([(await login('{')).status, (await verify()).status]).toEqual([400, 401])
 })
+
+it('what is refused ahead of the app is answered and logged as the app does it', async () => {
+  const ids = { 'x-request-id': 'mine', 'x-trace-id': 'trace', 'x-span-id': 'not one!', 'x-session-id': 's' }
+  const send = async (path: string, body = '{') =>
+    await service.call('POST', path, { body, headers: { ...ids, origin: 'http://elsewhere' } })
+  const attempts = Array.from({ length: ROOM }, () =>
+    service.call('POST', '/v1/auth/login', { body: { username: 'owner', password: PASSWORD } }),
+  )
+  await expect.poll(async () => (await send('/v1/auth/verify')).status).toBe(429)
+  // The app has these two: another spelling, and more body than is dropped unread.
+  const [early, spelt, large] = await Promise.all([
+    send('/v1/auth/login'),
+    send('/v1/auth/login?'),
+    send('/v1/auth/login', `{"username":"${'x'.repeat(17_000)}"`),
+  ])
+  await Promise.all(attempts)
+  const told = ({ status, headers, body, text }: typeof early) => {
+    const { timestamp, ...problem } = body
+    const isWhole = headers.get('content-length') === String(Buffer.byteLength(text))
+    const same = { ...Object.fromEntries(headers), date: '', 'content-length': isWhole }
+    return { status, headers: same, problem, timestamp: Math.sign(timestamp) }
+  }
+  expect(told(early)).toEqual(told(spelt))
+  expect(told(early)).toEqual(told(large))
+  expect(early.headers.get('x-span-id')).toBeNull()
+  expect([early.headers.get('x-session-id'), early.body.request_id]).toEqual(['s', 'mine'])
+  const lines = service
+    .logged()
+    .split('\n')
+    .map(
+      (line) => JSON.parse(line) as { request_id?: string; path?: string; status?: number; message: string },
+    )
+    .filter(({ request_id, path }) => request_id === 'mine' && path === '/v1/auth/login')
+  expect(lines).toHaveLength(3)
+  for (const line of lines) expect(line).toMatchObject({ status: 429, message: 'request', method: 'POST' })
+})
