@@ -18,6 +18,8 @@ export interface Answer {
 }
 
 export interface TestService {
+  /** Where it listens, on 127.0.0.1. */
+  port: number
   /** A request; `body` that is no string is sent as JSON, `token` as bearer. */
   call(method: string, path: string, options?: CallOptions): Promise<Answer>
   /** A session token of the owner `owner`. */
@@ -72,6 +74,7 @@ export function useService(env: Record<string, string> = {}): TestService {
     await built.becomeReady(new AbortController().signal)
     const { server, port } = await listen(built.createListener(), '127.0.0.1', 0)
     close = () => closeServer(server, 1000)
+    service.port = port
     service.database = database
     service.keyOf = async (userId, scopes) => {
       const key = createToken('gzk_')

@@ -1,25 +1,26 @@
+import { DatabaseError } from 'pg'
+import { AppError } from '../errors.js'
 import { type Caller, asCaller } from './as-caller.js'
 import { type NewEvent, appendEvents } from './audit-events.js'
-import type { Db } from './database.js'
+import { type Db, hasLanes } from './database.js'
 import { untilEnd } from './deadline.js'
 import { identityStatement } from './identity.js'
 import { type FailureClass, classify } from './pg-errors.js'
+import { NoLane } from './source.js'
 
 /** What one shared statement carries at most; of a larger batch most of the work is its own. */
 export const MAX_TOGETHER = 50
-/** In characters of their texts: within what a lane takes. */
-const MAX_CHARACTERS = 32 * 1024
+/** In characters: what a lane takes in one piece, more or less. */
+const MAX_CHARACTERS = 60 * 1024
+/** What the names of the columns take in JSON, in characters. */
+const COLUMNS = 150
 
 /** What one event among many can make a statement fail of; the statement has then changed nothing. */
 const BY_ONE_OF_THEM = new Set<FailureClass>([
-  'refuted',
-  'denied',
   'conflict',
   'constraint',
   'bad_data',
   'serialization',
-  'lock_timeout',
-  'statement_timeout',
   'unknown',
 ])
 
@@ -52,7 +53,7 @@ export async function appendTogether(
 ): Promise<ReadonlySet<string>> {
   const characters = charactersOf(events)
   const isOver = caller.deadline?.ended !== undefined
-  if (isOver || events.length > MAX_TOGETHER || characters > MAX_CHARACTERS)
+  if (!hasLanes(db) || isOver || events.length > MAX_TOGETHER || characters > MAX_CHARACTERS)
     return await append(db, caller, events)
   const key = identityKey(caller)
   const line = lineOf(db, key)
@@ -90,17 +91,24 @@ async function share(
       return new Set(events.map(({ columns }) => columns.eventId).filter((id) => fresh.has(id)))
     },
     async (error: unknown) => {
-      if (group.events.length === events.length || !BY_ONE_OF_THEM.has(classify(error))) throw error
+      if (!isForEachAlone(error)) throw error
       return await append(db, caller, events)
     },
   )
   return caller.deadline === undefined ? await stored : await untilEnd(stored, caller.deadline, true)
 }
 
+/** Nothing was done of it, and of one alone there is something to hope for. */
+function isForEachAlone(error: unknown): boolean {
+  if (!(error instanceof AppError) || error.code === 'outcome_unknown') return false
+  const { cause } = error
+  return cause instanceof NoLane || (cause instanceof DatabaseError && BY_ONE_OF_THEM.has(classify(error)))
+}
+
 /** The group of this turn; one that is open already is sent as it is. */
 function open(db: Db, line: Line, caller: Caller): Group {
   // Each of them waits as long as it may itself.
-  const { deadline: _, ...sender } = caller
+  const { deadline: _, ...sender } = { ...caller, isShared: true as const }
   const group: Group = { events: [], ids: new Set(), characters: 0, landed: Promise.resolve(new Set()) }
   group.landed = new Promise((resolve, reject) => {
     setImmediate(() => {
@@ -120,9 +128,13 @@ function hasRoom({ ids, characters }: Group, events: readonly NewEvent[], more: 
   )
 }
 
+/** More or less. */
 function charactersOf(events: readonly NewEvent[]): number {
   let sum = 0
-  for (const { text } of events) sum += text.length
+  for (const { text, columns } of events) {
+    sum += text.length + COLUMNS
+    for (const value of Object.values(columns)) sum += value?.length ?? 0
+  }
   return sum
 }
 
@@ -134,8 +146,8 @@ function lineOf(db: Db, key: string): Line {
   return line
 }
 
-/** All that the identity's statement says, and what it confirms. */
+/** All that the identity's statement says, and what it confirms, and what the rows tell beside it. */
 function identityKey(caller: Caller): string {
   const { name, values } = identityStatement(caller)
-  return JSON.stringify([name, values])
+  return JSON.stringify([name, values, caller.actor.name])
 }

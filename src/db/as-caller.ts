@@ -27,6 +27,8 @@ export interface Caller {
   onBehalfOf: number | null
   /** How long the answer is waited for; absent where nobody waits. */
   deadline?: Deadline
+  /** The statement is of several requests: a lane takes it, or it is not done and fails of NoLane. */
+  isShared?: true
   /** Where all of the above is what was true a moment ago, and the first statement is to confirm it. */
   claim?: Claim
 }

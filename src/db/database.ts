@@ -70,8 +70,13 @@ export async function executeAlone<R>(db: Db, query: RequestQuery<R>): Promise<R
   }
 }
 
+/** Whether statements of several requests may run on one connection at a time. */
+export function hasLanes(db: Db): boolean {
+  return drivers.get(db)?.hasLanes === true
+}
+
 /** Without `run` every statement gets a connection of its own. */
-type Source = Pick<ConnectionSource, 'connect'> & Partial<Pick<ConnectionSource, 'run'>>
+type Source = Pick<ConnectionSource, 'connect'> & Partial<Pick<ConnectionSource, 'run' | 'hasLanes'>>
 
 class SourceDriver implements Driver {
   readonly #source: Source
@@ -80,6 +85,10 @@ class SourceDriver implements Driver {
   constructor(source: Source, retry: Retry) {
     this.#source = source
     this.#retry = retry
+  }
+
+  get hasLanes(): boolean {
+    return this.#source.hasLanes === true
   }
 
   async init(): Promise<void> {}
@@ -161,6 +170,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
       values: query.parameters,
       name: statementName(query.sql),
       writes: writes(query.query),
+      isShared: this.#caller?.isShared === true,
     }
     const statements = ahead.length === 0 ? identity : [...ahead, ...identity]
     statements.push(statement)

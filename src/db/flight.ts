@@ -10,6 +10,8 @@ export interface Statement {
   name: string | undefined
   /** May change data: what its failure means can depend on that. */
   writes?: boolean
+  /** Of several requests: for a lane alone, where it waits for no lock. */
+  isShared?: boolean
 }
 
 /** The same, parsed anew: where a name would not be known. */

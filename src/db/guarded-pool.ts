@@ -8,7 +8,13 @@ import { type ConnectionOptions, GuardedConnection } from './guarded-connection.
 import { type Lanes, isStoppedByLane } from './lanes.js'
 import { classify, classifyConnect, meaningOf, outcomeOf, toAppError } from './pg-errors.js'
 import { isExpired } from './pool.js'
-import type { ConnectionSource, Result, SourceConnection, SourceHealth } from './source.js'
+import {
+  type ConnectionSource,
+  NoLane,
+  type Result,
+  type SourceConnection,
+  type SourceHealth,
+} from './source.js'
 
 export interface GuardedPoolOptions extends ConnectionOptions {
   /** The pool's own maximum. */
@@ -44,6 +50,10 @@ export class GuardedPool implements ConnectionSource {
     pool.on('connect', (client) => this.#madeAtMs.set(client as PoolClient, performance.now()))
   }
 
+  get hasLanes(): boolean {
+    return this.#lanes !== undefined
+  }
+
   async run(statements: readonly Statement[], deadline?: Deadline): Promise<Result> {
     if (this.#ending) throw draining()
     if (deadline?.ended !== undefined) throw notWaitedFor(deadline.ended)
@@ -55,6 +65,7 @@ export class GuardedPool implements ConnectionSource {
         if (error instanceof AppError || !isStoppedByLane(classify(error))) throw error
       }
     }
+    if (statements.at(-1)?.isShared === true) throw new NoLane()
     const connection = await this.connect(deadline)
     try {
       return await connection.execute(statements, deadline)

@@ -9,6 +9,9 @@ export interface Result {
   rows: unknown[]
 }
 
+/** No lane takes a shared statement now, or the one that did has stopped it: nothing was done. */
+export class NoLane extends Error {}
+
 /** One database connection, checked out: the engines differ behind this and nowhere else. */
 export interface SourceConnection {
   /**
@@ -42,6 +45,8 @@ export interface ConnectionSource {
    * share one. Answers and rejects as SourceConnection.execute does.
    */
   run(statements: readonly Statement[], deadline?: Deadline): Promise<Result>
+  /** There are connections that `run` shares. */
+  readonly hasLanes: boolean
   /** Waits no longer than the deadline for one. */
   connect(deadline?: Deadline): Promise<SourceConnection>
   /** The same past the circuit: for what must be tried whatever its state. */

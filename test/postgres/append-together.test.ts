@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { setImmediate } from 'node:timers/promises'
-import pg from 'pg'
+import pg, { DatabaseError } from 'pg'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from 'vitest'
 import { MAX_TOGETHER, appendTogether } from '../../src/db/append-together.js'
 import { type Caller, SYSTEM } from '../../src/db/as-caller.js'
@@ -8,8 +8,11 @@ import type { NewEvent } from '../../src/db/audit-events.js'
 import { keyClaim } from '../../src/db/claims.js'
 import { type Db, createDatabase } from '../../src/db/database.js'
 import { Deadline } from '../../src/db/deadline.js'
+import type { Statement } from '../../src/db/flight.js'
 import type { GuardedPool } from '../../src/db/guarded-pool.js'
-import { LANES, createPostgresDatabase, guardedPool } from '../engine.js'
+import { budgetsFor } from '../../src/db/pool.js'
+import type { PostgresSettings } from '../../src/db/postgres-source.js'
+import { createPostgresDatabase, guardedPool } from '../engine.js'
 import { Proxy } from '../proxy.js'
 
 let url: string
@@ -50,9 +53,8 @@ afterAll(async () => {
 beforeEach(async () => {
   proxy = new Proxy(url)
   await proxy.open()
-  pool = guardedPool(proxy.through(url), { lanes: LANES })
-  db = createDatabase(pool)
-  await appendTogether(db, alice, [event()])
+  open({ lanes: 2 })
+  await expect.poll(async () => (await one(alice), pool.health().lanes?.ready)).toBe(2)
   await superuser.query('delete from audit_events')
   await superuser.query('delete from audit_event_ids')
 })
@@ -60,6 +62,11 @@ afterEach(async () => {
   await pool.end(500)
   proxy.close()
 })
+
+function open(settings: Partial<PostgresSettings>): void {
+  pool = guardedPool(proxy.through(url), settings)
+  db = createDatabase(pool)
+}
 
 function userCaller(id: number): Caller {
   return { ...SYSTEM, userId: id, role: 'user', actor: { type: 'user', id, name: `user ${id}` } }
@@ -98,9 +105,15 @@ it('so many events and characters share one, and no more; what is larger goes al
   await Promise.all(times(1 + 2 * MAX_TOGETHER + 1, () => one(alice)))
   expect(await transactions()).toBe(1 + 3)
   await superuser.query('delete from audit_events')
-  const long = { userId: null }
-  await Promise.all(times(5, () => appendTogether(db, alice, [event(long, `"${'x'.repeat(20_000)}"`)])))
-  expect(await transactions()).toBe(5)
+  const long = event({}, `"${'x'.repeat(40_000)}"`)
+  await Promise.all(times(3, () => appendTogether(db, alice, [{ ...long, columns: event().columns }])))
+  expect(await transactions()).toBe(3)
+  await superuser.query('delete from audit_events')
+  // Longer in their columns than in their texts, and still taken by the lanes: four statements, of 50, and none by the pool.
+  const userId = 'u'.repeat(256)
+  const wide = { userId, agentId: userId, sessionId: userId, requestId: userId, traceId: userId }
+  await Promise.all(times(1 + MAX_TOGETHER, () => one(alice, wide)))
+  expect(await transactions()).toBe(1 + 2)
   await superuser.query('delete from audit_events')
   await Promise.all(
     times(3, () =>
@@ -112,6 +125,13 @@ it('so many events and characters share one, and no more; what is larger goes al
     ),
   )
   expect(await transactions()).toBe(3)
+})
+
+it('without lanes nothing is shared', async () => {
+  await pool.end(500)
+  open({ lanes: 0 })
+  await Promise.all(times(6, () => one(alice)))
+  expect(await transactions()).toBe(6)
 })
 
 it('of two identities nothing shares a statement, and each row is of who sent it', async () => {
@@ -162,15 +182,25 @@ async function lockedId(): Promise<{ eventId: string; letGo: () => Promise<void>
   return { eventId, letGo: () => holder.end() }
 }
 
-it('an event that waits for a lock holds up its neighbours for as long as a lane waits, and fails alone', async () => {
+it('an event that waits for a lock holds up its neighbours for no longer than a lane waits', async () => {
+  await pool.end(500)
+  const budgets = budgetsFor(60_000)
+  open({ lanes: 2, size: 5, budgets })
+  await expect.poll(async () => (await one(alice), pool.health().lanes?.ready)).toBe(2)
   const { eventId, letGo } = await lockedId()
+  const started = performance.now()
   try {
-    const codes = await Promise.all(times(6, (n) => one(alice, n === 3 ? { eventId } : {})))
-    expect(codes).toEqual(times(6, (n) => (n === 3 ? 'unavailable' : 'done')))
+    const codes = times(6, (n) => one(alice, n === 3 ? { eventId } : {}))
+    const others = codes.filter((_, n) => n !== 3)
+    expect(await Promise.all(others)).toEqual(times(5, () => 'done'))
+    // While the lanes leave these statements to the pool they are not shared: nobody waits at all.
+    expect(await Promise.all(times(4, () => one(alice)))).toEqual(times(4, () => 'done'))
+    expect(performance.now() - started).toBeLessThan(budgets.lockMs / 2)
+    await letGo()
+    expect(await codes[3]).toBe('done')
   } finally {
     await letGo()
   }
-  expect(await rows()).toHaveLength(5)
 })
 
 it('each is waited for as long as its own deadline says: whose time is up hears so, the others of the answer', async () => {
@@ -189,6 +219,30 @@ it('each is waited for as long as its own deadline says: whose time is up hears 
     'done',
     'deadline_exceeded',
   ])
+})
+
+it('a shared statement whose outcome is unknown is not sent again, whatever its error says', async () => {
+  const sent: number[] = []
+  const panic = Object.assign(new DatabaseError('could not write to the log', 1, 'error'), {
+    code: '58030',
+    severity: 'PANIC',
+  })
+  const source = {
+    hasLanes: true,
+    run: async (statements: readonly Statement[]) => {
+      const events = JSON.parse(String(statements.at(-1)?.values[0])) as unknown[]
+      sent.push(events.length)
+      if (events.length > 1) throw panic
+      return { command: 'SELECT', rowCount: 0, rows: [] }
+    },
+    connect: () => Promise.reject(new Error('no connection is asked for')),
+  }
+  db = createDatabase(source)
+  expect(await Promise.all(times(4, () => one(alice)))).toEqual([
+    'done',
+    ...times(3, () => 'outcome_unknown'),
+  ])
+  expect(sent).toEqual([1, 3])
 })
 
 it('a connection that is lost under a shared statement leaves the outcome of each unknown, and nothing is sent again', async () => {

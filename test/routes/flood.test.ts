@@ -1,3 +1,5 @@
+import { once } from 'node:events'
+import { connect } from 'node:net'
 import { expect, it } from 'vitest'
 import { PASSWORD, useService } from '../harness.js'
 
@@ -51,4 +53,29 @@ it('what is refused ahead of the app is answered and logged as the app does it',
     .filter(({ request_id, path }) => request_id === 'mine' && path === '/v1/auth/login')
   expect(lines).toHaveLength(3)
   for (const line of lines) expect(line).toMatchObject({ status: 429, message: 'request', method: 'POST' })
+})
+
+it('what is refused ahead of the app keeps its connection, but for one whose body does not come', async () => {
+  const attempts = Array.from({ length: ROOM }, () =>
+    service.call('POST', '/v1/auth/login', { body: { username: 'owner', password: PASSWORD } }),
+  )
+  await expect
+    .poll(async () => (await service.call('POST', '/v1/auth/login', { body: '{' })).status)
+    .toBe(429)
+  const socket = connect(service.port, '127.0.0.1')
+  let answers = ''
+  socket.on('data', (data) => (answers += data.toString()))
+  const head =
+    'POST /v1/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n'
+  const count = () => answers.split('HTTP/1.1 429').length - 1
+  socket.write(`${head}{}`)
+  await expect.poll(count).toBe(1)
+  socket.write(`{"a":1${head}{"a":12}`)
+  await expect.poll(count).toBe(2)
+  socket.write(`${head}{"`)
+  await expect.poll(count).toBe(3)
+  const waited = performance.now()
+  await once(socket, 'close')
+  expect(performance.now() - waited).toBeLessThan(5000)
+  await Promise.all(attempts)
 })
