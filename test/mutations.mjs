@@ -14,6 +14,7 @@ const ONCE = 'src/db/idempotency.ts'
 const CONNECTION = 'src/db/guarded-connection.ts'
 const DRIVER = 'src/db/database.ts'
 const FLIGHT = 'src/db/flight.ts'
+const FORMATION = 'src/db/formation.ts'
 const LANES = 'src/db/lanes.ts'
 const IDENTITY = 'src/db/identity.ts'
 const TOGETHER = 'src/db/append-together.ts'
@@ -705,22 +706,36 @@ const GUARDS = [
   {
     guard: 'what a shared append fails of by one of them is done by each alone',
     file: TOGETHER,
-    take: 'if (group.events.length === events.length || !BY_ONE_OF_THEM.has(classify(error))) throw error',
+    take: 'if (!isForEachAlone(error)) throw error',
     leave: 'throw error',
     test: 'postgres/append-together',
   },
   {
     guard: 'an append whose outcome is unknown is not sent again',
     file: TOGETHER,
-    take: 'if (group.events.length === events.length || !BY_ONE_OF_THEM.has(classify(error))) throw error',
+    take: " || error.code === 'outcome_unknown'",
     leave: '',
     test: 'postgres/append-together',
   },
   {
     guard: 'a shared append is of one identity and one claim',
     file: TOGETHER,
-    take: 'return JSON.stringify([name, values])',
+    take: 'return JSON.stringify([name, values, caller.actor.name])',
     leave: 'return String(values[1] ?? name)',
+    test: 'postgres/append-together',
+  },
+  {
+    guard: 'a shared append waits for no lock on the pool',
+    file: POOL,
+    take: 'if (statements.at(-1)?.isShared === true) throw new NoLane()',
+    leave: '',
+    test: 'postgres/append-together',
+  },
+  {
+    guard: 'without lanes no append is shared',
+    file: TOGETHER,
+    take: '!hasLanes(db) || ',
+    leave: '',
     test: 'postgres/append-together',
   },
   {
@@ -750,6 +765,48 @@ const GUARDS = [
     take: 'if (caller.claim !== undefined) caller.claim.isConfirmed = true',
     leave: '',
     test: 'postgres/append-together',
+  },
+  {
+    guard: 'a connection whose refused body does not come is ended',
+    file: 'src/routes/refuse-early.ts',
+    take: 'if (!incoming.complete) incoming.destroy()',
+    leave: '',
+    test: 'routes/flood',
+  },
+  {
+    guard: 'reads share a Sync with those of the same identity alone',
+    file: FORMATION,
+    take: 'values.every((value, at) => value === other.values[at])',
+    leave: 'true',
+    test: 'postgres/lanes',
+  },
+  {
+    guard: 'a read that was skipped behind another is flown again',
+    file: LANES,
+    take: 'if (error instanceof Skipped) return await fly(this.client, statements)',
+    leave: '',
+    test: 'postgres/lanes',
+  },
+  {
+    guard: 'what is skipped behind a read that fails does not fail of it',
+    file: FORMATION,
+    take: 'flight.handleError(endsAll ? error : new Skipped(), connection)',
+    leave: 'flight.handleError(error, connection)',
+    test: 'flight/formation',
+  },
+  {
+    guard: 'what fails ahead of reads that share it fails them all',
+    file: FORMATION,
+    take: 'const endsAll = failed?.isAhead === true || !(error instanceof pg.DatabaseError)',
+    leave: 'const endsAll = !(error instanceof pg.DatabaseError)',
+    test: 'flight/formation',
+  },
+  {
+    guard: 'an answer goes to the read that it is of',
+    file: FORMATION,
+    take: 'this.#at += 1',
+    leave: 'this.#at += Number(this.#flights.length < 3)',
+    test: 'flight/formation',
   },
 ]
 

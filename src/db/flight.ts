@@ -20,7 +20,7 @@ export function unnamed(statement: Statement): Statement {
 }
 
 /** What a flight writes to and builds on in pg; it is pinned exactly for their sake. */
-interface Wire {
+export interface Wire {
   stream: Writable
   on(event: 'parseComplete', listener: () => void): void
 }
@@ -32,9 +32,14 @@ interface Columns {
   _prebuiltEmptyResultObject: unknown
 }
 
+/** The parsers of its client among it. */
+interface PgResult extends Columns {
+  _types: unknown
+}
+
 declare class PgQuery {
   constructor(text: string)
-  _result: Columns
+  _result: PgResult
   _accumulateRows: boolean
   callback: (error: Error | null, result?: QueryResult) => void
   submit(connection: Wire): void
@@ -44,7 +49,7 @@ declare class PgQuery {
   handleError(error: Error, connection: Wire): void
   handleReadyForQuery(connection: Wire): void
 }
-const Query = pg.Query as unknown as typeof PgQuery
+export const Query = pg.Query as unknown as typeof PgQuery
 
 /** A text that a connection prepares, or has prepared. */
 interface Parse {
@@ -70,12 +75,13 @@ const preparations = new WeakMap<Wire, Preparations>()
  * It extends the Query of the same pg, because the client accepts only that class in pipeline mode.
  * Protocol: PostgreSQL manual, 55.2.3 Extended Query.
  */
-class Flight extends Query {
+export class Flight extends Query {
   readonly #statements: readonly Statement[]
   readonly #values: unknown[][]
   #ahead: number
   #held: Preparations | undefined
   #last: Parse | undefined
+  #hasLanded = false
 
   constructor(statements: readonly Statement[], callback: PgQuery['callback']) {
     super(statements.at(-1)?.text ?? '')
@@ -87,6 +93,11 @@ class Flight extends Query {
   }
 
   override submit(wire: Wire): void {
+    write(wire, [...this.messages(wire), serialize.sync()])
+  }
+
+  /** All of it but the Sync. */
+  messages(wire: Wire): Buffer[] {
     const held = preparationsOn(wire)
     this.#held = held
     const messages: Buffer[] = []
@@ -96,9 +107,17 @@ class Flight extends Query {
       if (index === this.#statements.length - 1) this.#describe(messages, parse)
       messages.push(serialize.execute())
     }
-    messages.push(serialize.sync())
-    // One write: each costs more than all the messages together. A dead stream fails its queries itself.
-    if (wire.stream.writable) wire.stream.write(Buffer.concat(messages))
+    return messages
+  }
+
+  /** Nothing of its last statement has been answered yet, nor all of what is ahead of that. */
+  get isAhead(): boolean {
+    return this.#ahead > 0
+  }
+
+  /** Its last statement is done; whether what it changed stays is for the Sync to say. */
+  get hasLanded(): boolean {
+    return this.#hasLanded
   }
 
   /**
@@ -137,7 +156,10 @@ class Flight extends Query {
 
   override handleCommandComplete(message: unknown, connection: Wire): void {
     if (this.#ahead > 0) this.#ahead -= 1
-    else super.handleCommandComplete(message, connection)
+    else {
+      super.handleCommandComplete(message, connection)
+      this.#hasLanded = true
+    }
   }
 
   override handleError(error: Error, connection: Wire): void {
@@ -149,6 +171,11 @@ class Flight extends Query {
     }
     super.handleError(error, connection)
   }
+}
+
+/** One write: each costs more than all the messages together. A dead stream fails its queries itself. */
+export function write(wire: Wire, messages: Buffer[]): void {
+  if (wire.stream.writable) wire.stream.write(Buffer.concat(messages))
 }
 
 function preparationsOn(wire: Wire): Preparations {
@@ -169,11 +196,19 @@ function preparationsOn(wire: Wire): Preparations {
  * in pipeline mode it does not wait for the flights before it.
  */
 export function fly(client: pg.ClientBase, statements: readonly Statement[]): Promise<QueryResult> {
+  return landingOf(statements, (flight) => void client.query(flight as unknown as pg.Submittable))
+}
+
+/** Rejects without a flight when a value cannot be sent. */
+export function landingOf(
+  statements: readonly Statement[],
+  take: (flight: Flight) => void,
+): Promise<QueryResult> {
   return new Promise((resolve, reject) => {
     const flight = new Flight(statements, (error, result) => {
       if (error === null || error === undefined) resolve(result as QueryResult)
       else reject(error)
     })
-    client.query(flight as unknown as pg.Submittable)
+    take(flight)
   })
 }

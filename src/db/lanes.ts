@@ -1,8 +1,9 @@
-import { type Client, DatabaseError } from 'pg'
+import { type Client, DatabaseError, type Submittable } from 'pg'
 import { fullJitter } from '../resilience/backoff.js'
 import type { Availability } from './availability.js'
 import { type Deadline, untilEnd } from './deadline.js'
 import { type Statement, fly, unnamed } from './flight.js'
+import { Formation, Skipped } from './formation.js'
 import { type FailureClass, classify, classifyConnect, meaningOf, outcomeOf } from './pg-errors.js'
 import { isExpired } from './pool.js'
 import type { Result } from './source.js'
@@ -65,6 +66,8 @@ class Lane {
   #isLost = false
   /** Flights of this turn of the event loop, not written yet. */
   #boarded = 0
+  /** Those among them that share a Sync. */
+  #formations: Formation[] = []
   #answeredAtMs = 0
   #retired = false
   #ended = false
@@ -84,14 +87,18 @@ class Lane {
     return (this.client as unknown as { connection: { stream: Socket } }).connection.stream
   }
 
-  /** `keptFor` is told how long the flight had the lane to itself. */
-  async fly(statements: readonly Statement[], keptFor: (ms: number) => void): Promise<Result> {
+  /** `keptFor` is told how long the flight had the lane to itself; `shares`: with others of this turn under one Sync. */
+  async fly(
+    statements: readonly Statement[],
+    shares: boolean,
+    keptFor: (ms: number) => void,
+  ): Promise<Result> {
     const startedAt = performance.now()
     if (this.inFlight === 0) this.movedAtMs = startedAt
     this.inFlight += 1
     this.#board()
     try {
-      return await fly(this.client, statements)
+      return await (shares ? this.#flyTogether(statements) : fly(this.client, statements))
     } finally {
       this.inFlight -= 1
       this.movedAtMs = performance.now()
@@ -109,8 +116,22 @@ class Lane {
     socket.cork()
     setImmediate(() => {
       this.#boarded = 0
+      for (const formation of this.#formations) void this.client.query(formation as unknown as Submittable)
+      this.#formations = []
       socket.uncork()
     })
+  }
+
+  /** When this turn ends, under one Sync with those like it; alone where another one has failed ahead of it. */
+  async #flyTogether(statements: readonly Statement[]): Promise<Result> {
+    let formation = this.#formations.find((each) => each.takes(statements))
+    if (formation === undefined) this.#formations.push((formation = new Formation(statements)))
+    try {
+      return await formation.join(statements)
+    } catch (error) {
+      if (error instanceof Skipped) return await fly(this.client, statements)
+      throw error
+    }
   }
 
   /** One more read costs no write of its own. */
@@ -248,7 +269,7 @@ export class Lanes {
     const startedAt = performance.now()
     const sent = this.#settings.prepare ? statements : statements.map(unnamed)
     const landed = lane
-      .fly(sent, (ms) => this.#keep(name, ms))
+      .fly(sent, this.#isQuickRead(statements), (ms) => this.#keep(name, ms))
       .then(
         (result) => {
           this.#availability.answered()

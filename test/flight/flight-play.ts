@@ -25,7 +25,7 @@ export interface ScriptedFlight {
 
 const often = <T>(weight: number, value: T) => ({ weight, arbitrary: fc.constant(value) })
 
-const statement: fc.Arbitrary<ScriptedStatement> = fc.record({
+export const statement: fc.Arbitrary<ScriptedStatement> = fc.record({
   text: fc.oneof(
     { weight: 14, arbitrary: fc.constantFrom(...TEXTS.filter((text) => !text.startsWith('bad'))) },
     { weight: 1, arbitrary: fc.constantFrom(...TEXTS) },
@@ -142,7 +142,7 @@ export async function play(
   return { landings: landed, answers, groups, faults, parsed, lost }
 }
 
-function statementOf({ text, named, rows, fails }: ScriptedStatement, token: string): Statement {
+export function statementOf({ text, named, rows, fails }: ScriptedStatement, token: string): Statement {
   return { text, name: named ? `name_${idOf(text)}` : undefined, values: [token, String(rows), fails] }
 }
 
@@ -163,7 +163,7 @@ function countAnswers(client: pg.Client): number[] {
   return counts
 }
 
-function turn(): Promise<void> {
+export function turn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve))
 }
 

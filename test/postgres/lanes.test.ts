@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { type Compilable, CompiledQuery, sql } from 'kysely'
 import pg from 'pg'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { JOBS, SYSTEM, asApp, asCaller } from '../../src/db/as-caller.js'
+import { type Caller, JOBS, SYSTEM, asApp, asCaller } from '../../src/db/as-caller.js'
 import { type Db, createDatabase } from '../../src/db/database.js'
 import { Deadline } from '../../src/db/deadline.js'
 import type { GuardedPool } from '../../src/db/guarded-pool.js'
@@ -98,6 +98,51 @@ describe('lanes', () => {
     expect(answers.map(([row]) => row?.['n'])).toEqual(Array.from({ length: 30 }, (_, n) => n))
     expect(new Set(answers.map(([row]) => row?.['pid'])).size).toBe(2)
     expect([proxy.connections, pool.health().pool.waiting]).toEqual([before, 0])
+  })
+
+  it('carry the reads of one turn and one identity under one Sync: who asks is said once, and is the same for all', async () => {
+    const { db } = await open({ lanes: 1 })
+    const as = (id: number): Caller => ({
+      ...SYSTEM,
+      userId: id,
+      role: 'user',
+      actor: { type: 'user', id, name: 'x' },
+    })
+    const who = db
+      .selectNoFrom([
+        sql<string>`now()::text`.as('began'),
+        sql<string>`concat(current_user, ' ', gary.actor())`.as('who'),
+      ])
+      .$castTo<{ began: string; who: string }>()
+    const ask = async (caller: Caller | undefined) =>
+      (await (caller === undefined ? asApp(db, who) : asCaller(db, caller, who)))[0]
+    const callers = [as(1), as(2), undefined, as(1), as(2), undefined, as(1), as(1)]
+    const found = await Promise.all(callers.map(ask))
+    expect(found.map((row) => row?.who)).toEqual(
+      callers.map((caller) => (caller === undefined ? 'gary_app ' : `gary_caller user:${caller.userId}`)),
+    )
+    const transactions = new Set(found.map((row) => `${row?.who} ${row?.began}`))
+    expect(transactions.size).toBe(3)
+    expect((await ask(undefined))?.who).toBe('gary_app ')
+  })
+
+  it('answer the reads beside one that fails: those ahead of it at once, those behind it once more', async () => {
+    const { db } = await open({ lanes: 1 })
+    const divided = (by: unknown) =>
+      db.selectNoFrom(sql<number>`12 / cast(${by} as int)`.as('n')).$castTo<{ n: number }>()
+    // What cannot be sent at all fails before anything is.
+    const circular: { of?: unknown } = {}
+    circular.of = circular
+    const answers = await Promise.all(
+      [1, circular, 2, 0, 3, 0, 4].map(async (by) => {
+        try {
+          return (await asApp(db, divided(by)))[0]?.n
+        } catch (error) {
+          return sqlState(error) ?? 'not sent'
+        }
+      }),
+    )
+    expect(answers).toEqual([12, 'not sent', 6, '22012', 4, '22012', 3])
   })
 
   it('carry the reads of one turn together, eight to a lane; what writes goes where the fewest stand before it', async () => {
@@ -251,8 +296,8 @@ describe('on a lane, a statement', () => {
     const { pool, db } = await open({ lanes: 1 })
     const deadline = new Deadline()
     const slow = codeOf(asApp(db, reading(db, 0.3), deadline))
-    const neighbour = asApp(db, raw('select 7 as seven'))
     await running('pg_sleep').toBe(1)
+    const neighbour = asApp(db, raw('select 7 as seven'))
     deadline.end('client_gone')
     expect(await slow).toBe('deadline_exceeded')
     expect(pool.health().lanes?.inFlight).toBe(2)
