@@ -706,8 +706,8 @@ const GUARDS = [
   {
     guard: 'what a shared append fails of by one of them is done by each alone',
     file: TOGETHER,
-    take: 'if (!isForEachAlone(error)) throw error',
-    leave: 'throw error',
+    take: 'if (isForEachAlone(error)) return await append(db, caller, events)',
+    leave: '',
     test: 'postgres/append-together',
   },
   {
@@ -732,13 +732,6 @@ const GUARDS = [
     test: 'postgres/append-together',
   },
   {
-    guard: 'without lanes no append is shared',
-    file: TOGETHER,
-    take: '!hasLanes(db) || ',
-    leave: '',
-    test: 'postgres/append-together',
-  },
-  {
     guard: 'no id is twice in a shared append',
     file: TOGETHER,
     take: ' &&\n    events.every(({ columns }) => !ids.has(columns.eventId))',
@@ -755,14 +748,14 @@ const GUARDS = [
   {
     guard: 'each waits for a shared append no longer than it may',
     file: TOGETHER,
-    take: 'return caller.deadline === undefined ? await stored : await untilEnd(stored, caller.deadline, true)',
-    leave: 'return await stored',
+    take: 'deadline === undefined ? group.landed : untilEnd(group.landed, deadline, true)',
+    leave: 'group.landed',
     test: 'postgres/append-together',
   },
   {
     guard: 'a shared append confirms the claims of all',
     file: TOGETHER,
-    take: 'if (caller.claim !== undefined) caller.claim.isConfirmed = true',
+    take: 'if (claim !== undefined) claim.isConfirmed = true',
     leave: '',
     test: 'postgres/append-together',
   },

@@ -2,7 +2,7 @@ import { DatabaseError } from 'pg'
 import { AppError } from '../errors.js'
 import { type Caller, asCaller } from './as-caller.js'
 import { type NewEvent, appendEvents } from './audit-events.js'
-import { type Db, hasLanes } from './database.js'
+import type { Db } from './database.js'
 import { untilEnd } from './deadline.js'
 import { identityStatement } from './identity.js'
 import { type FailureClass, classify } from './pg-errors.js'
@@ -53,7 +53,7 @@ export async function appendTogether(
 ): Promise<ReadonlySet<string>> {
   const characters = charactersOf(events)
   const isOver = caller.deadline?.ended !== undefined
-  if (!hasLanes(db) || isOver || events.length > MAX_TOGETHER || characters > MAX_CHARACTERS)
+  if (isOver || events.length > MAX_TOGETHER || characters > MAX_CHARACTERS)
     return await append(db, caller, events)
   const key = identityKey(caller)
   const line = lineOf(db, key)
@@ -85,17 +85,16 @@ async function share(
   for (const event of events) group.ids.add(event.columns.eventId)
   group.events.push(...events)
   group.characters += characters
-  const stored = group.landed.then(
-    (fresh) => {
-      if (caller.claim !== undefined) caller.claim.isConfirmed = true
-      return new Set(events.map(({ columns }) => columns.eventId).filter((id) => fresh.has(id)))
-    },
-    async (error: unknown) => {
-      if (!isForEachAlone(error)) throw error
-      return await append(db, caller, events)
-    },
-  )
-  return caller.deadline === undefined ? await stored : await untilEnd(stored, caller.deadline, true)
+  const { deadline, claim } = caller
+  let fresh
+  try {
+    fresh = await (deadline === undefined ? group.landed : untilEnd(group.landed, deadline, true))
+  } catch (error) {
+    if (isForEachAlone(error)) return await append(db, caller, events)
+    throw error
+  }
+  if (claim !== undefined) claim.isConfirmed = true
+  return new Set(events.map(({ columns }) => columns.eventId).filter((id) => fresh.has(id)))
 }
 
 /** Nothing was done of it, and of one alone there is something to hope for. */

@@ -70,13 +70,8 @@ export async function executeAlone<R>(db: Db, query: RequestQuery<R>): Promise<R
   }
 }
 
-/** Whether statements of several requests may run on one connection at a time. */
-export function hasLanes(db: Db): boolean {
-  return drivers.get(db)?.hasLanes === true
-}
-
 /** Without `run` every statement gets a connection of its own. */
-type Source = Pick<ConnectionSource, 'connect'> & Partial<Pick<ConnectionSource, 'run' | 'hasLanes'>>
+type Source = Pick<ConnectionSource, 'connect'> & Partial<Pick<ConnectionSource, 'run'>>
 
 class SourceDriver implements Driver {
   readonly #source: Source
@@ -85,10 +80,6 @@ class SourceDriver implements Driver {
   constructor(source: Source, retry: Retry) {
     this.#source = source
     this.#retry = retry
-  }
-
-  get hasLanes(): boolean {
-    return this.#source.hasLanes === true
   }
 
   async init(): Promise<void> {}

@@ -50,10 +50,6 @@ export class GuardedPool implements ConnectionSource {
     pool.on('connect', (client) => this.#madeAtMs.set(client as PoolClient, performance.now()))
   }
 
-  get hasLanes(): boolean {
-    return this.#lanes !== undefined
-  }
-
   async run(statements: readonly Statement[], deadline?: Deadline): Promise<Result> {
     if (this.#ending) throw draining()
     if (deadline?.ended !== undefined) throw notWaitedFor(deadline.ended)

@@ -28,7 +28,6 @@ type Row = Record<string, unknown>
  * row-level security: identities are accepted and not enforced.
  */
 export class MemorySource implements ConnectionSource {
-  readonly hasLanes = false
   readonly #db: IMemoryDb
   readonly #client: MemoryClient
   /** What now() answers: one moment for a whole transaction, as on a server. */

@@ -45,8 +45,6 @@ export interface ConnectionSource {
    * share one. Answers and rejects as SourceConnection.execute does.
    */
   run(statements: readonly Statement[], deadline?: Deadline): Promise<Result>
-  /** There are connections that `run` shares. */
-  readonly hasLanes: boolean
   /** Waits no longer than the deadline for one. */
   connect(deadline?: Deadline): Promise<SourceConnection>
   /** The same past the circuit: for what must be tried whatever its state. */

@@ -228,7 +228,6 @@ it('a shared statement whose outcome is unknown is not sent again, whatever its 
     severity: 'PANIC',
   })
   const source = {
-    hasLanes: true,
     run: async (statements: readonly Statement[]) => {
       const events = JSON.parse(String(statements.at(-1)?.values[0])) as unknown[]
       sent.push(events.length)
