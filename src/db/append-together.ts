@@ -106,8 +106,9 @@ function isForEachAlone(error: unknown): boolean {
 
 /** The group of this turn; one that is open already is sent as it is. */
 function open(db: Db, line: Line, caller: Caller): Group {
-  // Each of them waits as long as it may itself.
-  const { deadline: _, ...sender } = { ...caller, isShared: true as const }
+  // Each of them waits as long as it may itself, and what one of them finds out meanwhile says nothing of the others.
+  const { deadline: _, claim, ...rest } = caller
+  const sender: Caller = { ...rest, isShared: true, ...(claim === undefined ? {} : { claim: { ...claim } }) }
   const group: Group = { events: [], ids: new Set(), characters: 0, landed: Promise.resolve(new Set()) }
   group.landed = new Promise((resolve, reject) => {
     setImmediate(() => {

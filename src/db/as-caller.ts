@@ -27,8 +27,11 @@ export interface Caller {
   onBehalfOf: number | null
   /** How long the answer is waited for; absent where nobody waits. */
   deadline?: Deadline
-  /** The statement is of several requests: a lane takes it, or it is not done and fails of NoLane. */
-  isShared?: true
+  /**
+   * True: the statement is of several requests; a lane takes it, or it is not done and fails of NoLane. False: it
+   * shares no Sync with others either, since what it locks is locked until that.
+   */
+  isShared?: boolean
   /** Where all of the above is what was true a moment ago, and the first statement is to confirm it. */
   claim?: Claim
 }

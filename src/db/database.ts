@@ -161,7 +161,7 @@ class SourceDatabaseConnection implements DatabaseConnection {
       values: query.parameters,
       name: statementName(query.sql),
       writes: writes(query.query),
-      isShared: this.#caller?.isShared === true,
+      ...(this.#caller?.isShared === undefined ? {} : { isShared: this.#caller.isShared }),
     }
     const statements = ahead.length === 0 ? identity : [...ahead, ...identity]
     statements.push(statement)

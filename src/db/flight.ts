@@ -10,7 +10,7 @@ export interface Statement {
   name: string | undefined
   /** May change data: what its failure means can depend on that. */
   writes?: boolean
-  /** Of several requests: for a lane alone, where it waits for no lock. */
+  /** True: it is of several requests, for a lane alone, where it waits for no lock. False: it shares no Sync. */
   isShared?: boolean
 }
 

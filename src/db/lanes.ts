@@ -2,8 +2,8 @@ import { type Client, DatabaseError, type Submittable } from 'pg'
 import { fullJitter } from '../resilience/backoff.js'
 import type { Availability } from './availability.js'
 import { type Deadline, untilEnd } from './deadline.js'
-import { type Statement, fly, unnamed } from './flight.js'
-import { Formation, Skipped } from './formation.js'
+import { type Flight, type Statement, fly, landingOf, unnamed } from './flight.js'
+import { Formation, MAX_TOGETHER, Skipped } from './formation.js'
 import { type FailureClass, classify, classifyConnect, meaningOf, outcomeOf } from './pg-errors.js'
 import { isExpired } from './pool.js'
 import type { Result } from './source.js'
@@ -11,11 +11,10 @@ import type { Result } from './source.js'
 /** Flights on one lane at a time: each may meet a lock, and holds up those behind it. */
 const MAX_IN_FLIGHT = 16
 /**
- * Reads of one turn that share a lane: a write to a socket costs as much as all the rest of a flight. What changes
- * data waits for the disk, so it goes where the fewest stand before it.
+ * Reads of one turn share a lane, since a write to a socket costs as much as all the rest of a flight: those that
+ * keep it for less, by their name and in the mean; the others would wait for it. What changes data waits for the
+ * disk, so it goes where the fewest stand before it.
  */
-const READS_TOGETHER = 8
-/** Only what keeps a lane for less, by its name and in the mean, shares one: the others would wait for it. */
 const QUICK_MS = 5
 /** What the last one counts in that mean: seventeen quick ones make up for a second. */
 const LAST_ONE_COUNTS = 0.2
@@ -64,10 +63,10 @@ class Lane {
   #bytesRead = 0
   #looksSilent = false
   #isLost = false
-  /** Flights of this turn of the event loop, not written yet. */
+  /** What was asked in this turn of the event loop and is not written yet, in its order. */
+  #turn: (Flight | Formation)[] = []
+  /** Flights in it, those of formations among them. */
   #boarded = 0
-  /** Those among them that share a Sync. */
-  #formations: Formation[] = []
   #answeredAtMs = 0
   #retired = false
   #ended = false
@@ -96,9 +95,11 @@ class Lane {
     const startedAt = performance.now()
     if (this.inFlight === 0) this.movedAtMs = startedAt
     this.inFlight += 1
-    this.#board()
+    this.#boarded += 1
     try {
-      return await (shares ? this.#flyTogether(statements) : fly(this.client, statements))
+      return await (shares
+        ? this.#flyTogether(statements)
+        : landingOf(statements, (flight) => this.#board(flight)))
     } finally {
       this.inFlight -= 1
       this.movedAtMs = performance.now()
@@ -109,23 +110,28 @@ class Lane {
   }
 
   /** All that is asked in one turn of the event loop is one write: a system call costs more than the messages. */
-  #board(): void {
-    this.#boarded += 1
-    if (this.#boarded > 1) return
-    const socket = this.#socket
-    socket.cork()
+  #board(flight: Flight | Formation): void {
+    if (this.#turn.push(flight) > 1) return
     setImmediate(() => {
+      const turn = this.#turn
+      this.#turn = []
       this.#boarded = 0
-      for (const formation of this.#formations) void this.client.query(formation as unknown as Submittable)
-      this.#formations = []
-      socket.uncork()
+      const socket = this.#socket
+      socket.cork()
+      try {
+        for (const each of turn) void this.client.query(each as unknown as Submittable)
+      } finally {
+        socket.uncork()
+      }
     })
   }
 
-  /** When this turn ends, under one Sync with those like it; alone where another one has failed ahead of it. */
+  /** Under one Sync with those like it of this turn; alone when another one has failed ahead of it. */
   async #flyTogether(statements: readonly Statement[]): Promise<Result> {
-    let formation = this.#formations.find((each) => each.takes(statements))
-    if (formation === undefined) this.#formations.push((formation = new Formation(statements)))
+    let formation = this.#turn.find(
+      (each): each is Formation => each instanceof Formation && each.takes(statements),
+    )
+    if (formation === undefined) this.#board((formation = new Formation(statements)))
     try {
       return await formation.join(statements)
     } catch (error) {
@@ -136,7 +142,7 @@ class Lane {
 
   /** One more read costs no write of its own. */
   get isBoarding(): boolean {
-    return this.#boarded > 0 && this.#boarded < READS_TOGETHER && this.inFlight < MAX_IN_FLIGHT
+    return this.#boarded > 0 && this.#boarded < MAX_TOGETHER && this.inFlight < MAX_IN_FLIGHT
   }
 
   /** True for the first to tell of it. */
@@ -298,7 +304,7 @@ export class Lanes {
   }
 
   #isQuickRead(statements: readonly Statement[]): boolean {
-    if (statements.some((statement) => statement.writes === true)) return false
+    if (statements.some(({ writes, isShared }) => writes === true || isShared === false)) return false
     const name = statements.at(-1)?.name
     return name !== undefined && (this.#keptMs.get(name) ?? 0) < QUICK_MS
   }

@@ -118,6 +118,8 @@ export async function connectLane(settings: PoolSettings): Promise<Client> {
     keepAlive: true,
     keepAliveInitialDelayMillis: 10_000,
     types: { getTypeParser },
+    // It would cut the neighbours of a slow statement.
+    query_timeout: 0,
     // Typed nowhere: @types/pg is behind.
     ...{ pipeline: true },
   })

@@ -91,7 +91,7 @@ export async function idempotent<R extends Response, P = undefined>(
   const request = await keyedRequest(c, ring, header, about)
   const { id, hashes } = request
   if (prepare !== undefined) {
-    const [found] = await asCaller(db, caller, answerUnder(db, id))
+    const [found] = await asCaller(db, { ...caller, isShared: false }, answerUnder(db, id))
     if (found?.fresh === true) return (await compared(() => replay(c, found, hashes))) as R
   }
   const prepared = (await prepare?.()) as P
@@ -172,7 +172,7 @@ async function firstOrAgain<R extends Response>(
     for (const name of KEPT_HEADERS) c.header(name, undefined)
     // Made a moment ago, between the look and its lock? Then the change refused itself, or the row its place.
     if (!(error instanceof AppError) || !MADE_BEFORE.has(error.code)) throw error
-    ;[found] = await asCaller(db, c.get('caller'), answerUnder(db, id))
+    ;[found] = await asCaller(db, { ...c.get('caller'), isShared: false }, answerUnder(db, id))
     if (found?.fresh !== true) throw error
   }
   if (found?.fresh !== true) {

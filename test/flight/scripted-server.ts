@@ -125,6 +125,7 @@ export class ScriptedServer {
 
   #take(type: string, fields: Fields): void {
     if (type === 'S') return this.#sync()
+    if (type === 'H') return
     if (type === 'P') return this.#parse(fields.text(), fields.text())
     if (type === 'B') return this.#bind(fields)
     if (this.#skips) return

@@ -126,6 +126,43 @@ describe('lanes', () => {
     expect((await ask(undefined))?.who).toBe('gary_app ')
   })
 
+  it('carry eight of them at most under one Sync', async () => {
+    const { db } = await open({ lanes: 1 })
+    const began = db.selectNoFrom(sql<string>`now()::text`.as('began')).$castTo<{ began: string }>()
+    const found = await Promise.all(Array.from({ length: 12 }, () => asApp(db, began)))
+    const counts = new Map<string, number>()
+    for (const [row] of found) counts.set(row?.began ?? '', (counts.get(row?.began ?? '') ?? 0) + 1)
+    expect([...counts.values()].toSorted()).toEqual([4, 8])
+  })
+
+  it('tell each answer when it is there: a slow read keeps none that is ahead of it, and no change that is behind', async () => {
+    const { db } = await open({ lanes: 1 })
+    const slow = codeOf(asApp(db, reading(db, 0.5)))
+    const ended: string[] = []
+    const turn = [
+      asApp(db, reading(db)).then(() => ended.push('read')),
+      asApp(db, writing(7)).then(() => ended.push('change')),
+      asApp(db, reading(db, 0.01)).then(() => ended.push('another read')),
+    ]
+    expect(await slow).toBe('done')
+    await Promise.all(turn)
+    expect(ended).toEqual(['read', 'another read', 'change'])
+    const quick = asApp(db, reading(db))
+    const behind = codeOf(asApp(db, reading(db, 0.6)))
+    await quick
+    await running('pg_sleep').toBe(1)
+    expect(await behind).toBe('done')
+  })
+
+  it('are not silent while reads that share a Sync are answered one by one, however long all of them take', async () => {
+    const budgets = { ...budgetsFor(60_000), statementMs: 1000 }
+    const { pool, db } = await open({ lanes: 1, budgets, breaker: { ...BREAKER, minCalls: 100 } })
+    const lane = await laneOf(db)
+    const reads = await Promise.all(Array.from({ length: 8 }, () => asApp(db, reading(db, 0.4))))
+    expect(reads.map(([row]) => row?.pid)).toEqual(Array.from({ length: 8 }, () => lane))
+    expect(pool.health().breaker).toMatchObject({ failures: 0 })
+  })
+
   it('answer the reads beside one that fails: those ahead of it at once, those behind it once more', async () => {
     const { db } = await open({ lanes: 1 })
     const divided = (by: unknown) =>
