@@ -40,28 +40,34 @@ const sources = createPostgresSources({
 const db = createDatabase(sources.requests)
 const streams = createDatabase(sources.streams)
 
-/** The first owner, as its session would make it. @type {import('../build/db/as-caller.js').Caller} */
-const caller = {
+/** As an owner's session would make it. @param {number} id @returns {import('../build/db/as-caller.js').Caller} */
+const callerOf = (id) => ({
   databaseRole: 'gary_caller',
-  userId: 1,
+  userId: id,
   role: 'owner',
   scopes: '*',
-  sessionId: 1,
+  sessionId: id,
   keyId: null,
-  actor: { type: 'user', id: 1, name: 'bench' },
+  actor: { type: 'user', id, name: 'bench' },
   onBehalfOf: null,
-}
+})
+/** Only one by default, as an application's requests are all under its one key: what several ask shares less. */
+const callers = Array.from({ length: Number(process.env['BENCH_CALLERS'] ?? 1) }, (_, index) =>
+  callerOf(index + 1),
+)
+let turn = 0
+const nextCaller = () => callers[(turn += 1) % callers.length] ?? callerOf(1)
 const at = (/** @type {string} */ key) =>
   /** @type {const} */ ({ scope: 'global', owner: '', environment: '', key })
 const json = { 'content-type': 'application/json' }
 
 const app = new Hono()
 app.get('/ready', async (c) => {
-  await asCaller(db, caller, entryAt(db, at('none')))
+  await asCaller(db, nextCaller(), entryAt(db, at('none')))
   return c.body('{}', 200, json)
 })
 app.get('/config/:key', async (c) => {
-  const [entry] = await asCaller(db, caller, entryAt(db, at(c.req.param('key'))))
+  const [entry] = await asCaller(db, nextCaller(), entryAt(db, at(c.req.param('key'))))
   return entry === undefined ? c.notFound() : c.body(entryOf(entry), 200, json)
 })
 app.put('/config/:key', async (c) => {
@@ -75,6 +81,7 @@ app.put('/config/:key', async (c) => {
     tags: [],
     description: null,
   }
+  const caller = nextCaller()
   const [entry] = await asCaller(
     db,
     caller,
@@ -97,6 +104,7 @@ app.put('/config/:key', async (c) => {
   return entry === undefined ? c.notFound() : c.body(entryOf(entry), 200, json)
 })
 app.post('/events', async (c) => {
+  const caller = nextCaller()
   const body = await c.req.json()
   const events = (Array.isArray(body) ? body : [body]).map((each) => {
     const { event, ...columns } = stored(each)
@@ -108,7 +116,7 @@ app.post('/events', async (c) => {
 app.get('/page', async (c) => {
   const { at: afterReceivedAt = '', id } = c.req.query()
   const asked = { limit: 51, afterReceivedAt, afterId: Number(id) }
-  const [row] = await asCaller(db, caller, eventsPage(db, asked))
+  const [row] = await asCaller(db, nextCaller(), eventsPage(db, asked))
   const events = eventsIn(row?.events ?? '')
   const items = events.slice(0, 50).map(eventJson)
   const last = events[49]
@@ -119,7 +127,11 @@ app.get('/page', async (c) => {
   )
 })
 app.get('/csv', (c) => {
-  const pieces = streamAsCaller(streams, caller, CompiledQuery.raw(`${COPY_HEAD}${EXPORTED}${COPY_TAIL}`))
+  const pieces = streamAsCaller(
+    streams,
+    nextCaller(),
+    CompiledQuery.raw(`${COPY_HEAD}${EXPORTED}${COPY_TAIL}`),
+  )
   const body = new ReadableStream(
     {
       async pull(controller) {

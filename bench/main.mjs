@@ -2,6 +2,7 @@
 // nothing about time; ends with 1 when a request failed or the run did. With --peers also beside other stacks, whose
 // packages are installed for it under bench/peers.
 //   BENCH_EVENTS=1000000  BENCH_SECONDS=3  BENCH_ROUNDS=3  BENCH_ONLY=S1,S4  BENCH_DATABASE_URL=postgres://super...
+//   BENCH_CALLERS=1 identities of the known caller, in turns: what one identity asks at once shares more
 //   BENCH_PROFILE=service instead of measuring: where its CPU goes (or known, bare), function by function
 //   DATABASE_POOL_SIZE, DATABASE_LANES, DATABASE_PREPARE: of every process that has a use for them
 import { cpus } from 'node:os'

@@ -38,6 +38,7 @@ export async function startServer(name, { url, folder }, { env = {}, nodeArgs = 
       DATABASE_POOL_SIZE: POOL_SIZE,
       ...given('DATABASE_LANES'),
       ...given('DATABASE_PREPARE'),
+      ...given('BENCH_CALLERS'),
       PORT: String(port),
       LOG_LEVEL: 'warn',
       ENCRYPTION_KEY: `bench:${Buffer.alloc(32, 7).toString('base64')}`,
