@@ -742,7 +742,7 @@ const GUARDS = [
     guard: "a shared append ends with nobody's deadline",
     file: TOGETHER,
     take: 'append(db, sender, group.events)',
-    leave: 'append(db, caller, group.events)',
+    leave: 'append(db, { ...caller, isShared: true }, group.events)',
     test: 'postgres/append-together',
   },
   {

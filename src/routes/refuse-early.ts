@@ -12,8 +12,8 @@ const MAX_BODY = 16 * 1024
 const BODY_MS = 500
 
 /**
- * Answers a sign-in that there is no room for as the app would (roomFirst), ahead of it: a flood of two hundred is
- * refused in two thirds of the time. True when it did.
+ * Answers a sign-in that there is no room for as the app would (roomFirst), ahead of it: a flood takes what a
+ * refusal costs the service's one thread two hundred times over. True when it did.
  */
 export function refuseEarly(
   { passwords, log }: { passwords: Passwords; log: Log },
